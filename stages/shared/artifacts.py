@@ -1,0 +1,41 @@
+"""Where every artifact lives, relative to the project's root. The folders are named after the stages that write them."""
+
+from pathlib import Path
+
+ROOT = Path("artifacts")
+CACHE = Path(".cache")  # partial downloads and resume files: outside every out, because DVC clears outs before a run
+
+# download
+SOURCE_DATASET = ROOT / "download" / "dataset"  # images/, source.json
+SOURCE_MODEL = ROOT / "download" / "model"  # source.json, and weights.safetensors unless `synthetic`
+
+# pretrain
+PRETRAIN = ROOT / "pretrain"  # summary.json, and weights.safetensors where a source model was trained
+
+# preprocess
+TRAIN_SPLIT = ROOT / "preprocess" / "train"  # pixels.npy, sizes.npy, labels.npy
+TEST_SPLIT = ROOT / "preprocess" / "test"  # pixels.npy, labels.npy
+MANIFEST = ROOT / "preprocess" / "manifest.json"
+PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
+
+# compare, export, check_parity, report
+COMPARISON = ROOT / "comparison.json"  # beside it comparison.md and comparison.png
+MODEL = ROOT / "model.onnx"
+EXPORT = ROOT / "export"
+PARITY = ROOT / "parity.json"  # beside it parity.md
+REPORT = ROOT / "report.html"
+
+
+def source_weights(weights: str) -> Path:
+    """The source model's weights: trained by the pretrain stage for `synthetic`, else downloaded."""
+    return (PRETRAIN if weights == "synthetic" else SOURCE_MODEL) / "weights.safetensors"
+
+
+def train_dir(recipe: str) -> Path:
+    """checkpoint.safetensors, history.csv, metrics.json"""
+    return ROOT / "train" / recipe
+
+
+def evaluate_dir(recipe: str) -> Path:
+    """metrics.json, predictions.csv, confusion.csv, and the points of the curves"""
+    return ROOT / "evaluate" / recipe

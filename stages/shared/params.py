@@ -1,0 +1,171 @@
+"""params.yaml as one frozen, typed, validated object. It stops at a stage's `main`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+# torchvision's classification architectures; a test holds the list against torchvision itself.
+Architecture = Literal[
+    *("alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet121", "densenet161"),
+    *("densenet169", "densenet201", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"),
+    *("efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l"),
+    *("efficientnet_v2_m", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mnasnet0_75"),
+    *("mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_16gf"),
+    *("regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf", "regnet_x_8gf"),
+    *("regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_400mf"),
+    *("regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152", "resnet18", "resnet34", "resnet50"),
+    *("resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"),
+    *("shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_b", "swin_s", "swin_t"),
+    *("swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19"),
+    *("vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2"),
+]
+
+Checksum = Annotated[str, Field(pattern=r"^(sha1|sha256|sha512|md5):[0-9a-fA-F]+$")]
+RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Side = Annotated[int, Field(ge=8, le=8192)]  # pixels
+Rate = Annotated[float, Field(gt=0, lt=1e6)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Synthetic(Section):
+    num_train: Count
+    num_test: Count
+    side: Side
+
+
+class Dataset(Section):
+    source: Annotated[str, Field(min_length=1)]
+    checksum: Checksum | None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    synthetic: Synthetic
+
+
+class Model(Section):
+    architecture: Architecture
+    weights: Annotated[str, Field(min_length=1)]
+    checksum: Checksum | None
+
+
+class Pretrain(Section):
+    num_images: Count
+    lr: Rate
+    batch_size: Count
+    epochs: Count
+
+
+class Preprocess(Section):
+    resize: Side
+    crop: Side
+    max_side: Side
+    mean: Triple
+    std: Triple
+
+    @model_validator(mode="after")
+    def crop_fits(self) -> "Preprocess":
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}; make it at most {self.resize}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {list(self.std)} must be greater than 0 in every channel")
+        return self
+
+
+class Recipe(Section):
+    init: Literal["pretrained", "random"]
+    lr: Rate
+    head_lr_multiplier: Rate
+    weight_decay: Annotated[float, Field(ge=0, lt=1e6)]
+    batch_size: Count
+    epochs: Count
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    train_fraction: Fraction = 1.0
+    freeze: Annotated[str, Field(min_length=1)] = "none"
+    head_init: dict[str, Annotated[int, Field(ge=0)]] = {}
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def head_init_needs_a_source(self) -> "Recipe":
+        if self.init == "random" and self.head_init:
+            raise ValueError("head_init takes rows of the source model's head: set init: pretrained, or head_init: {}")
+        return self
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    num_devices: Annotated[int, Field(ge=1, le=1024)]
+    step: Literal["auto", "eager", "graph", "compile"]
+    batch_norm: Literal["local", "exact"]
+
+
+class Evaluate(Section):
+    calibration_bins: Annotated[int, Field(ge=1, le=1000)]
+    bootstrap_samples: Annotated[int, Field(ge=10, le=10**6)]
+
+
+class Export(Section):
+    recipe: RecipeName
+    opset: Annotated[int, Field(ge=18, le=21)]  # at 22 and above MaxPool falls back to the CPU under CUDA
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)]
+
+
+class Parity(Section):
+    fp32: Rate
+    tf32: Rate
+    fp16: Rate
+    int8: Rate
+    probability: Rate
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    dataset: Dataset
+    model: Model
+    pretrain: Pretrain
+    preprocess: Preprocess
+    train: Annotated[dict[RecipeName, Recipe], Field(min_length=1)]
+    runtime: Runtime
+    evaluate: Evaluate
+    export: Export
+    parity: Parity
+
+    @model_validator(mode="after")
+    def exported_recipe_exists(self) -> "Params":
+        if self.export.recipe not in self.train:
+            raise ValueError(f"export.recipe is {self.export.recipe!r}, which is not among train's recipes: {', '.join(self.train)}")
+        return self
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate `path` (YAML 1.2, as DVC reads it).
+
+    Raises ValueError naming the file, each offending key, what was found and what is allowed.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        raise ValueError(f"{path}: {error.error_count()} problem(s)\n{problems}") from None
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "params"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"{key}: missing; add it (see params.yaml in the repository)"
+    found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r:.100})"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}{found}"

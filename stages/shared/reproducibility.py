@@ -1,0 +1,59 @@
+"""Seeds, the choice of device and precision, and the record of what ran."""
+
+import os
+import platform
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def choose_device(requested: str) -> torch.device:
+    """`auto` takes CUDA when there is a device, else the CPU. Raises ValueError when CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if requested == "cuda" and not available:
+        raise ValueError("runtime.device is cuda, but torch finds no CUDA device; set it to auto or cpu")
+    return torch.device("cuda" if requested != "cpu" and available else "cpu")
+
+
+def choose_precision(requested: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where the device computes in it natively, else float32."""
+    if requested != "auto":
+        return getattr(torch, requested)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if _cpu_computes_in_bfloat16() else torch.float32
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What ran: the device's name, the versions, and the number of CPU threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return {
+        "device": f"{device.type} ({name})",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    # torch.cpu has no public name for this; without the instructions bfloat16 is emulated and slower than float32.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(supported())
+
+
+def _cpu_name() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
