@@ -1,0 +1,58 @@
+# Every target works as the first command on a fresh clone: it makes .venv with the pinned versions when they changed.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo repro flow serve doctor test test-all check format bench web clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv==$$(sed -n 's/^uv==//p' constraints.txt)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra dev -c constraints.txt
+	touch $@
+
+demo: .venv/installed  ## Run every stage on drawn images, in .demo/ (no network, no GPU, under 4 minutes)
+	@$(BIN)/python -m flows.demo
+
+repro: .venv/installed  ## Run the experiment in params.yaml with DVC
+	$(BIN)/dvc repro
+
+flow: .venv/installed  ## Run the same stages as a Prefect flow
+	$(BIN)/python -m flows.pipeline
+
+serve: .venv/installed  ## Start a Prefect server and the nightly schedule
+	$(BIN)/python -m flows.serve
+
+doctor: .venv/installed  ## Say what is missing on this machine, and what to do
+	$(BIN)/python -m flows.doctor
+
+test: .venv/installed  ## Run the tests (about 5 minutes)
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-all: .venv/installed  ## Run the slow tests too, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+check: .venv/installed  ## Formatting, lint, types, import contracts, pins
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed  ## Measure speed beside the peers' ways; writes benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+web: .venv/installed  ## Serve the model as a web page on localhost
+	$(BIN)/python consumers/web/serve.py
+
+clean:  ## Remove the environment, the caches and the demo
+	rm -rf .venv .cache .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""The Prefect flow `pipeline`: one task run per DVC stage."""

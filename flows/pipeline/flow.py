@@ -1,0 +1,141 @@
+"""The flow: plan the stages, run each as a task of its own, say what happened, publish the results.
+
+Stages run one after another and in the flow's own thread: DVC locks the project around a stage, and a signal that
+interrupts the flow interrupts the stage with it.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Cancelled, Completed, Failed, State, StateType
+from prefect.tasks import Task
+
+from flows import dvc_stages
+from flows.dvc_stages import StageFailed, StageTimedOut
+from flows.pipeline import local_sources, nightly, publish
+
+STATE_OF = {"cached": "Cached", "restored": "Restored", "ran": "Completed"}
+BAD = ("Failed", "TimedOut", "Skipped")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    stage: str
+    state: str  # Completed (it ran), Cached, Restored, Failed, TimedOut, Skipped
+    seconds: float
+    message: str
+
+
+@flow(name="pipeline")
+def pipeline(
+    targets: list[str] | None = None,
+    force: bool = False,
+    experiment: str | None = None,
+    timeout: float | None = None,
+    retry_delay: float = 30.0,
+    root: str = ".",
+) -> State:
+    """Run the stages that `targets` need (default: all), each after its upstreams.
+
+    experiment: run the last commit in a checkout apart, and save the result as the DVC experiment <experiment>-<time>.
+    timeout: seconds after which the running stage is stopped and the rest is skipped.
+    retry_delay: seconds before a stage that exited with 75 (a fault that may pass) is tried again, twice at most.
+    """
+    project = Path(root).resolve()
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    try:
+        with dvc_stages.claimed(project / ".cache" / ("nightly.lock" if experiment else "pipeline.lock")):
+            workspace = nightly.prepare(project) if experiment else project
+            outcomes = _run_stages(workspace, project, targets or [], force, deadline, retry_delay)
+            publish.stages([vars(outcome) for outcome in outcomes])
+            publish.results(workspace)
+            good = not any(outcome.state in BAD for outcome in outcomes)
+            stages = [outcome.stage for outcome in outcomes]
+            saved = nightly.save(workspace, project, experiment, stages) if experiment and good else None
+    except dvc_stages.Busy as error:
+        return Cancelled(name="TurnedAway", message=str(error))
+    get_run_logger().info("%s", _summary(outcomes))
+    return _verdict(outcomes, saved)
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, retries=2)
+def run_stage(stage: str, workspace: Path, force: bool, deadline: float, blocked_by: list[str]) -> State:
+    log = get_run_logger()
+    if blocked_by:
+        return Cancelled(name="Skipped", message=f"skipped: it needs {', '.join(blocked_by)}")
+    if (seconds := deadline - time.monotonic()) <= 0:
+        return Cancelled(name="Skipped", message="skipped: the run's time is up")
+    if not force and dvc_stages.is_unchanged(workspace, stage):
+        return Completed(name="Cached", message="cached: nothing changed since dvc.lock")
+    timeout = None if math.isinf(seconds) else seconds
+    try:
+        status = dvc_stages.run(
+            workspace, stage, on_line=lambda line: log.info("%s", line), force=force, timeout=timeout
+        )
+    except StageTimedOut as error:
+        return State(type=StateType.FAILED, name="TimedOut", message=str(error), data=error)
+    except StageFailed as error:
+        return Failed(message=str(error), data=error)
+    return Completed(name=STATE_OF[status], message=status)
+
+
+def may_pass(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
+    """Whether the failure is of the kind that a later try may not see. Everything else fails at once."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed) and error.exit_code == dvc_stages.EX_TEMPFAIL
+
+
+def _run_stages(
+    workspace: Path, project: Path, targets: list[str], force: bool, deadline: float, retry_delay: float
+) -> list[Outcome]:
+    attempt = run_stage.with_options(retry_delay_seconds=retry_delay, retry_condition_fn=may_pass)
+    sources = local_sources.read(workspace, project)
+    outcomes: dict[str, Outcome] = {}
+    for stage in dvc_stages.plan(workspace, targets):
+        blocked_by = [upstream for upstream in stage.upstreams if outcomes[upstream].state in BAD]
+        changed = local_sources.changed(workspace, sources, stage.name)
+        if changed:
+            get_run_logger().info("%s: the local source changed since it was last read", stage.name)
+        begin = time.monotonic()
+        state = attempt(stage.name, workspace, force or changed, deadline, blocked_by, return_state=True)
+        outcomes[stage.name] = Outcome(stage.name, state.name or "", time.monotonic() - begin, state.message or "")
+        if state.is_completed():
+            local_sources.remember(workspace, sources, stage.name)
+    return list(outcomes.values())
+
+
+def _summary(outcomes: list[Outcome]) -> str:
+    words = {"Completed": "ran"}
+    width = max([len(outcome.stage) for outcome in outcomes], default=0)
+    rows = [f"  {o.stage:{width}}  {words.get(o.state, o.state.lower()):9} {o.seconds:8.1f} s" for o in outcomes]
+    return "\n".join([f"{len(outcomes)} stages:", *rows])
+
+
+def _verdict(outcomes: list[Outcome], saved: str | None) -> State:
+    """What the flow run ends as; its message names each failed stage, its exit code and its last lines on stderr."""
+    culprits = [outcome for outcome in outcomes if outcome.state in ("Failed", "TimedOut")]
+    num_bad = sum(outcome.state in BAD for outcome in outcomes)
+    if num_bad:
+        name = "TimedOut" if any(o.state == "TimedOut" for o in culprits) or not culprits else "Failed"
+        skipped = [f"skipped: {o.stage}" for o in outcomes if o.state == "Skipped"]
+        return State(type=StateType.FAILED, name=name, message="\n".join([*(o.message for o in culprits), *skipped]))
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in STATE_OF.values()}
+    message = f"{counts['Completed']} ran, {counts['Restored']} restored, {counts['Cached']} cached"
+    return Completed(message=f"{message}; saved as experiment {saved}" if saved else message)
+
+
+def main(arguments: str) -> int:
+    """Run the flow with `arguments`, a JSON object; 0 where all went well."""
+    return 0 if pipeline(**json.loads(arguments), return_state=True).is_completed() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

@@ -1,0 +1,83 @@
+"""A scheduled run happens in a checkout apart and is handed back as a named DVC experiment.
+
+The checkout is a clone under `.cache/nightly` that is set to the project's last commit before each run; it shares the
+project's DVC cache, so a stage that ran anywhere is restored. HEAD, the index and every file of the project stay as
+they are: only a reference under refs/exps is added. `dvc exp show` lists it, `dvc exp apply NAME` promotes it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from flows import supervise
+from flows.pipeline.local_sources import KEYS
+
+WORKSPACE = Path(".cache/nightly")
+
+
+def prepare(project: Path) -> Path:
+    """The checkout, at the project's last commit. Raises ValueError where there is none to take."""
+    workspace = project / WORKSPACE
+    try:
+        commit = _git(project, "rev-parse", "--verify", "HEAD")
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{project}: a scheduled run needs a commit: {error.stderr.strip()}") from None
+    if not (workspace / ".git").exists():
+        shutil.rmtree(workspace, ignore_errors=True)
+        _git(project, "clone", "--quiet", "--no-checkout", str(project), str(workspace))
+    _git(workspace, "fetch", "--quiet", str(project), commit)
+    _git(workspace, "checkout", "--quiet", "--force", "--detach", commit)
+    _share_settings(project, workspace)
+    _link_relative_sources(project, workspace)
+    return workspace
+
+
+def save(workspace: Path, project: Path, prefix: str, stages: list[str]) -> str:
+    """Save the checkout's state as an experiment of the project, return its name: `nightly-20261123-020000`, in UTC."""
+    name = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--name", name, *stages]
+    process = supervise.start(command, grace=10, cwd=workspace, stdout=subprocess.DEVNULL)
+    try:
+        if code := process.wait():
+            raise RuntimeError(f"{workspace}: `dvc exp save --name {name}` exited with {code}; its message is above")
+    finally:
+        supervise.stop(process, grace=10)
+    commit = _git(workspace, "rev-parse", "HEAD")
+    reference = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+    _git(project, "fetch", "--quiet", str(workspace), f"{reference}:{reference}")
+    return name
+
+
+def _share_settings(project: Path, workspace: Path) -> None:
+    """The project's own DVC settings (remotes, passwords), its cache, and who commits."""
+    for key, otherwise in (("user.name", "pipeline"), ("user.email", "pipeline@localhost")):
+        _git(workspace, "config", key, _git(project, "config", "--default", otherwise, "--get", key))
+    local = project / ".dvc/config.local"
+    if local.exists():
+        shutil.copyfile(local, workspace / ".dvc/config.local")
+    with Repo(str(project)) as repo:
+        cache = repo.cache.local_cache_dir
+    with Repo(str(workspace)) as repo, repo.config.edit("local") as config:
+        config.setdefault("cache", {})["dir"] = cache
+
+
+def _link_relative_sources(project: Path, workspace: Path) -> None:
+    """A source named by a path relative to the project, and not in git, is reached through a link."""
+    params = YAML(typ="safe", pure=True).load(workspace / "params.yaml") or {}
+    for section, key in KEYS.values():
+        named = params[section][key] if isinstance(params.get(section), dict) else ""
+        here, there = workspace / named, project / named
+        if named and not Path(named).is_absolute() and there.exists() and not os.path.lexists(here):
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(there)
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()

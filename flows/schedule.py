@@ -1,0 +1,58 @@
+"""The deployment `nightly`: waits for the times that schedule.yaml names and starts the pipeline in a process of its own.
+
+Started by flows/serve.py, with the server's address in PREFECT_API_URL.
+"""
+
+import sys
+from pathlib import Path
+
+from prefect import get_client, serve
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+from prefect.states import Crashed
+from prefect.types.entrypoint import EntrypointType
+
+from flows.pipeline.flow import pipeline
+from flows.settings import SCHEDULE, Schedule, load_schedule
+
+NAME = "nightly"
+UNFINISHED = {"type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]}}
+
+
+def deployment(schedule: Schedule) -> RunnerDeployment:
+    """A run that would overlap another is cancelled at once, with a message that says so, instead of queueing."""
+    limit = ConcurrencyLimitConfig(limit=schedule.concurrency, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    made = pipeline.to_deployment(
+        NAME,
+        schedule=Cron(schedule.cron, timezone=schedule.timezone),
+        concurrency_limit=limit,
+        parameters={"experiment": schedule.experiment, "timeout": schedule.timeout},
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    assert isinstance(made, RunnerDeployment)  # a coroutine only where an event loop runs
+    return made
+
+
+def close_interrupted_runs() -> int:
+    """Runs that a killed or unplugged machine left unfinished would hold the only place for ever; returns how many."""
+    ours = DeploymentFilter(name=DeploymentFilterName(any_=[NAME]))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"state": UNFINISHED}), deployment_filter=ours
+        )
+        for run in runs:
+            message = "The process that ran it is gone; the next run picks up where it stopped."
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+    return len(runs)
+
+
+def main(path: str = str(SCHEDULE)) -> None:
+    if num_closed := close_interrupted_runs():
+        print(f"{num_closed} interrupted run(s) closed", flush=True)
+    serve(deployment(load_schedule(Path(path))), pause_on_shutdown=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""What the flows are told: Prefect's environment, and when, how long and where the scheduled run happens."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+SCHEDULE = Path(__file__).parent / "schedule.yaml"
+
+
+def prefect_environment(root: Path) -> dict[str, str]:
+    """This process's environment with what Prefect must find before it is imported; what is set already stays.
+
+    No telemetry of either kind (the server's, and the client's, which looks at DO_NOT_TRACK on import); a home of the
+    project's own; and time for a cold start: 12-15 s on an idle machine, where Prefect allows 20.
+    """
+    ours = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_HOME": str(root.resolve() / ".cache" / "prefect"),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+    environment = {**ours, **os.environ}
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes no parents
+    return environment
+
+
+def _valid_cron(cron: str) -> str:
+    try:
+        if len(cron.split()) == 5:
+            CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC))
+            return cron
+    except CronSimError:
+        pass
+    raise ValueError("not a cron; it has five fields: minute hour day month weekday, as `0 2 * * *`")
+
+
+def _known_timezone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError("not a time zone of the tz database, as `Europe/Berlin` or `UTC`")
+    return str(ZoneInfo(name))
+
+
+class Schedule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    cron: Annotated[str, AfterValidator(_valid_cron)]
+    timezone: Annotated[str, AfterValidator(_known_timezone)]
+    timeout: Annotated[float, Field(gt=0, strict=False)]  # seconds
+    concurrency: Annotated[int, Field(ge=1)]
+    experiment: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{self.host}:{self.port}/api"
+
+
+def load_schedule(path: Path = SCHEDULE) -> Schedule:
+    """Raises ValueError naming the file, each offending key, and what is allowed."""
+    try:
+        return Schedule.model_validate(YAML(typ="safe", pure=True).load(path))
+    except (FileNotFoundError, YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    except ValidationError as error:
+        problems = [
+            f"  {'.'.join(map(str, p['loc'])) or 'file'}: {p['msg']} (found {p['input']!r})" for p in error.errors()
+        ]
+        raise ValueError("\n".join([f"{path}: {error.error_count()} problem(s)", *problems])) from None

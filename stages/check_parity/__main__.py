@@ -1,0 +1,66 @@
+"""The check_parity stage: the exported files against the checkpoint, on every runtime there is.
+
+Writes artifacts/parity.json and parity.md, then fails when any row does. `--require-gpu` turns rows that found no CUDA
+device into failures; `--compile` times torch.compile on the CPU too.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from stages.check_parity.files import check_files
+from stages.check_parity.images import image_rows
+from stages.check_parity.judge import FAILED, NO_DEVICE, Row
+from stages.check_parity.latency import latency_rows
+from stages.check_parity.logits import cpu_rows, cuda_rows, torch_rows
+from stages.check_parity.subjects import load_subjects
+from stages.check_parity.table import write_table
+from stages.shared import artifacts, cli
+from stages.shared.params import load_params
+from stages.shared.reproducibility import describe_machine
+
+OPTIONS = ("--require-gpu", "--compile")
+
+
+def main(*options: str) -> None:
+    check_options(options)
+    params = load_params()
+    limits = params.parity.model_dump()
+    subjects = load_subjects(params.export.recipe)
+    rows, models = check_files(artifacts.ROOT, subjects)
+    rows += torch_rows(subjects, limits)
+    rows += cpu_rows(subjects, models, limits)
+    rows += cuda_rows(subjects, models, limits)
+    rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
+    rows += latency_rows(subjects, models, limits, compiled="--compile" in options)
+    if "--require-gpu" in options:
+        rows = [require_gpu(row) for row in rows]
+    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    write_table(artifacts.PARITY, rows, {"model_digest": subjects.sha256["model.onnx"], "machine": machine})
+    report(rows)
+
+
+def check_options(options: tuple[str, ...]) -> None:
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)}; known are {', '.join(OPTIONS)}")
+
+
+def require_gpu(row: Row) -> Row:
+    if row.verdict != NO_DEVICE:
+        return row
+    return replace(row, verdict=FAILED, reason=f"no CUDA device, and --require-gpu was given {row.reason}".strip())
+
+
+def report(rows: list[Row]) -> None:
+    """Print every row; raise ValueError naming those that failed."""
+    for row in rows:
+        print(f"{row.verdict:<24.24} {row.name}", flush=True)
+    failed = [f"  {row.name}: {row.reason}" for row in rows if row.verdict == FAILED]
+    if failed:
+        listing = "\n".join(failed)
+        raise ValueError(f"parity: {len(failed)} of {len(rows)} rows failed, see {artifacts.PARITY.with_suffix('.md')}\n{listing}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,116 @@
+"""Rows on whole images: the resize inside the graph against torchvision's, and the shipped program on the test files."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnx import ModelProto, TensorProto, helper
+
+from stages.check_parity import cuda, sessions
+from stages.check_parity.judge import FAILED, PASSED, Row, attempt, not_run
+from stages.check_parity.subjects import Subjects
+from stages.shared.metrics import softmax
+from stages.shared.transforms import resize_center_crop
+
+PROGRAM = Path("consumers") / "predict.py"
+PIXELS = "test_pixels"
+SIZES = ((480, 640), (640, 480), (97, 31), (1, 1), (333, 1000))  # height, width
+MODEL = "model.onnx"
+
+
+def image_rows(root: Path, subjects: Subjects, models: Mapping[str, ModelProto], probability: float) -> list[Row]:
+    """The same claims on the CPU and on CUDA."""
+    rows = []
+    for provider in ("cpu", "cuda"):
+        runtime = f"ONNX Runtime {provider.upper()}"
+        transform = {"runtime": runtime, "precision": "uint8", "subject": MODEL, "check": "resizes as torchvision does"}
+        pipeline = {"runtime": runtime, "precision": "fp32", "subject": MODEL, "check": "predict.py agrees with the PIL pipeline"}
+        if provider == "cuda" and not cuda.count_devices()[0]:
+            rows += not_run([transform, pipeline], "no CUDA device")
+        elif MODEL not in models:
+            rows += [Row(**row, verdict=FAILED, reason=f"{MODEL} cannot be read (see its file row)") for row in (transform, pipeline)]
+        else:
+            rows += attempt(lambda p=provider, r=transform: [_transform_row(models[MODEL], subjects, p, r)], **transform)  # type: ignore[misc]
+            rows += attempt(lambda p=provider, r=pipeline: [_pipeline_row(root / MODEL, subjects, p, r, probability)], **pipeline)  # type: ignore[misc]
+    return rows
+
+
+def _transform_row(model: ModelProto, subjects: Subjects, provider: str, row: dict[str, str]) -> Row:
+    """Opaque and transparent noise and ramps of odd sizes, through the graph and through torchvision; in steps of 1/255."""
+    graph = _up_to_pixels(model)
+    session = sessions.cpu_session(graph) if provider == "cpu" else sessions.cuda_session(graph, tf32=False)
+    cpu = session if provider == "cpu" else sessions.cpu_session(graph)
+    worst, unequal = 0, 0
+    for image in sample_images():
+        found, on_cpu = _pixels(session, image), _pixels(cpu, image)
+        expected = resize_center_crop(_on_white(image), subjects.facts.resize, subjects.facts.crop)
+        worst = max(worst, int(np.abs(found.astype(int) - expected).max()))
+        unequal += int((found != on_cpu).sum())
+    verdict = PASSED if worst <= 1 else FAILED
+    reason = "" if worst <= 1 else f"pixels are off by up to {worst}/255, at most 1/255 is rounding: the resize is another one (see the file row)"
+    details = {} if provider == "cpu" else {"pixels_other_than_cpu": unequal}
+    return Row(**row, verdict=verdict, reason=reason, max_error=worst / 255, limit=1 / 255, details=details)
+
+
+def _pipeline_row(model_path: Path, subjects: Subjects, provider: str, row: dict[str, str], limit: float) -> Row:
+    """From the test files' bytes to probabilities by the program that users get, against the stored float64 logits."""
+    found = run_program(model_path, subjects.paths, provider, subjects.facts.class_names)
+    expected = softmax(subjects.float64)
+    error = float(np.abs(found - expected).max())
+    ordered = np.sort(expected, axis=1)
+    flipped = found.argmax(1) != expected.argmax(1)
+    margin = float((ordered[:, -1] - ordered[:, -2])[flipped].max()) if flipped.any() else 0.0
+    passed = error <= limit and margin <= 2 * limit
+    worst = subjects.paths[int(np.abs(found - expected).max(1).argmax())]
+    reason = "" if passed else f"probability off by {error:.2g} on {worst}, limit {limit:g}, {int(flipped.sum())} top-1 flipped"
+    details = {"top1_flips": int(flipped.sum())}
+    return Row(**row, verdict=PASSED if passed else FAILED, reason=reason, max_error=error, limit=limit, details=details)
+
+
+def run_program(model_path: Path, paths: list[Path], provider: str, class_names: tuple[str, ...]) -> np.ndarray:
+    """Probabilities (images, classes) printed by consumers/predict.py. Raises ValueError with what it said otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Path(folder) / "images.txt"  # the test split may be longer than a command line
+        listing.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+        words = [sys.executable, str(PROGRAM), "--json", "--provider", provider, "--model", str(model_path), f"@{listing}"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{PROGRAM} ended with {done.returncode}: {done.stderr.strip():.300}")
+    answers = [json.loads(line)["probabilities"] for line in done.stdout.splitlines()]
+    return np.array([[answer[name] for name in class_names] for answer in answers])
+
+
+def sample_images() -> list[np.ndarray]:
+    """uint8 (height, width, 3 or 4): noise, whose resize shows every wrong weight, the same in every run."""
+    generator = np.random.default_rng(0)
+    return [
+        generator.integers(0, 256, (*size, channels), dtype=np.uint8) for size in SIZES for channels in (3, 4)
+    ]
+
+
+def _on_white(image: np.ndarray) -> np.ndarray:
+    if image.shape[2] == 3:
+        return image
+    alpha = image[..., 3:].astype(np.float64) / 255
+    return np.floor(255 + (image[..., :3].astype(np.float64) - 255) * alpha + 0.5).astype(np.uint8)
+
+
+def _up_to_pixels(model: ModelProto) -> bytes:
+    """The graph with the resized and cropped pixels as its only output."""
+    part = ModelProto()
+    part.CopyFrom(model)
+    if PIXELS not in {name for node in part.graph.node for name in node.output}:
+        raise ValueError(f"{MODEL}: the test transform is not in the graph (no {PIXELS})")
+    del part.graph.output[:]
+    part.graph.output.append(helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, None))
+    return part.SerializeToString()
+
+
+def _pixels(session: onnxruntime.InferenceSession, image: np.ndarray) -> np.ndarray:
+    (pixels,) = session.run([PIXELS], {session.get_inputs()[0].name: image[None]})
+    return pixels[0].transpose(1, 2, 0)

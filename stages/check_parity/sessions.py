@@ -1,0 +1,100 @@
+"""ONNX Runtime sessions that run where they were told to, or raise."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What shows that a session ran where it should."""
+
+    nodes: dict[str, int]  # nodes assigned to each provider
+    kernels: dict[str, int]  # kernels that the profiler saw on each provider
+
+
+def cpu_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=[CPU])
+
+
+def cuda_session(
+    model: Path | bytes, *, tf32: bool, cuda_graph: bool = False, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session that may not fall back: neither a node at load, nor the whole session, nor a run.
+
+    Raises RuntimeError naming what is not as asked.
+    """
+    wanted = {"use_tf32": str(int(tf32)), "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": str(int(cuda_graph))}
+    session = _strict_session(model, [(CUDA, wanted)], profile)
+    check_cuda(session, tf32=tf32)
+    return session
+
+
+def tensorrt_session(model: Path | bytes, *, half: bool) -> onnxruntime.InferenceSession:
+    """TensorRT, and CUDA for the nodes that it does not take. Raises RuntimeError when TensorRT took none."""
+    wanted = {"trt_fp16_enable": str(half), "trt_timing_cache_enable": "False"}
+    session = _strict_session(model, [(TENSORRT, wanted), (CUDA, {"use_tf32": "0"})], None)
+    if TENSORRT not in assigned(session):
+        raise RuntimeError(f"TensorRT took no node: {assigned(session)}")
+    return session
+
+
+def check_cuda(session: onnxruntime.InferenceSession, *, tf32: bool) -> None:
+    providers, nodes = session.get_providers(), assigned(session)
+    if providers[0] != CUDA:
+        raise RuntimeError(f"the session fell back to {providers[0]}: CUDA did not run")
+    if set(nodes) != {CUDA}:
+        raise RuntimeError(f"nodes left CUDA: {nodes}")
+    found = str(session.get_provider_options()[CUDA].get("use_tf32"))
+    if found != str(int(tf32)):
+        raise RuntimeError(f"use_tf32 is {found}, expected {int(tf32)}: TF32 was left {'off' if tf32 else 'on'}")
+
+
+def assigned(session: onnxruntime.InferenceSession) -> dict[str, int]:
+    """Nodes on each provider, as ONNX Runtime placed them."""
+    return dict(Counter(graph.ep_name for graph in session.get_provider_graph_assignment_info() for _ in graph.get_nodes()))
+
+
+def profiled(session: onnxruntime.InferenceSession, expected: str) -> dict[str, int]:
+    """End the session's profile and count its kernels on each provider. Raises RuntimeError when any ran elsewhere."""
+    path = Path(session.end_profiling())
+    try:
+        events = json.loads(path.read_text(encoding="utf-8"))
+    finally:
+        path.unlink(missing_ok=True)
+    ran = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("kernel_time")]
+    kernels = dict(Counter(str(event["args"].get("provider")) for event in ran))
+    if set(kernels) != {expected}:
+        raise RuntimeError(f"the profile shows kernels on {kernels or 'nothing'}, expected {expected} alone")
+    return kernels
+
+
+def run_all(session: onnxruntime.InferenceSession, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """The first output of every image, in batches."""
+    name = session.get_inputs()[0].name
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([session.run(None, {name: images[start : start + batch_size]})[0] for start in starts])
+
+
+def _strict_session(model: Path | bytes, providers: list[Any], profile: Path | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    session.disable_fallback()
+    return session

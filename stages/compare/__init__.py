@@ -1,0 +1,1 @@
+"""All recipes in one table and one picture, beside the published row."""

@@ -1,0 +1,140 @@
+"""python -m stages.compare: comparison.json, comparison.md and comparison.png, and the table on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.compare.paired import paired_difference, read_correct
+from stages.compare.picture import draw_comparison
+from stages.compare.published import is_published_data, published_row
+from stages.shared import artifacts, cli
+from stages.shared.files import read_json, replacing, write_json, write_text
+from stages.shared.params import load_params
+
+
+def main() -> None:
+    params = load_params()
+    same_data = is_published_data(params.dataset.source, params.dataset.checksum)
+
+    entries = [entry_of(recipe, same_data=same_data) for recipe in params.train]
+    for entry in entries[1:]:
+        entry["against_first"] = against(entry["recipe"], entries[0]["recipe"])
+    table = markdown_table(entries)
+
+    write_json(artifacts.COMPARISON, entries)
+    write_text(artifacts.COMPARISON.with_suffix(".md"), f"# Comparison\n\n{table}\n\n{notes(entries)}\n")
+    with replacing(artifacts.COMPARISON.with_suffix(".png")) as part:
+        draw_comparison(part, entries, {entry["recipe"]: history_path(entry["recipe"]) for entry in entries})
+    print(table, flush=True)
+
+
+def entry_of(recipe: str, *, same_data: bool) -> dict[str, Any]:
+    """One entry of comparison.json: what training and evaluation measured, and the published row."""
+    trained = read_metrics(artifacts.train_dir(recipe) / "metrics.json", f"train {recipe}")
+    tested = read_metrics(artifacts.evaluate_dir(recipe) / "metrics.json", f"evaluate {recipe}")
+    return {
+        "recipe": recipe,
+        "train_loss": trained["train_loss"],
+        "train_accuracy": trained["train_accuracy"],
+        "test_loss": tested["test_loss"],
+        "test_accuracy": tested["test_accuracy"],
+        "test_accuracy_low": tested["test_accuracy_low"],
+        "test_accuracy_high": tested["test_accuracy_high"],
+        "num_test_images": tested["num_images"],
+        "examples_per_second": trained["examples_per_second"],
+        "seconds": trained["seconds"],
+        "device": trained["device"],
+        "precision": trained["precision"],
+        "published": published_row(recipe, same_data=same_data),
+        "against_first": None,
+    }
+
+
+def read_metrics(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; run {stage}") from None
+
+
+def history_path(recipe: str) -> Path:
+    return artifacts.train_dir(recipe) / "history.csv"
+
+
+def against(recipe: str, first: str) -> dict[str, Any]:
+    """`recipe` against `first`, image by image."""
+    correct, reference = (read_correct(artifacts.evaluate_dir(name) / "predictions.csv") for name in (recipe, first))
+    return {"recipe": first, **paired_difference(correct, reference)}
+
+
+def markdown_table(entries: Iterable[Mapping[str, Any]]) -> str:
+    """One row a recipe, each followed by its published row; columns are padded to line up on a terminal."""
+    rows = [
+        [
+            "recipe",
+            "train loss",
+            "train acc",
+            "test loss",
+            "test acc",
+            "95 % interval",
+            "examples/s",
+            "seconds",
+            "device",
+        ]
+    ]
+    for entry in entries:
+        rows.append(_own_row(entry))
+        if entry["published"]:
+            rows.append(_published_row(entry["published"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    text.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(row)} |" for row in text)
+
+
+def _own_row(entry: Mapping[str, Any]) -> list[str]:
+    return [
+        f"**{entry['recipe']}**",
+        f"{entry['train_loss']:.3f}",
+        f"{entry['train_accuracy']:.3f}",
+        f"{entry['test_loss']:.3f}",
+        f"{entry['test_accuracy']:.3f}",
+        f"{entry['test_accuracy_low']:.3f} to {entry['test_accuracy_high']:.3f}",
+        f"{entry['examples_per_second']:.1f}",
+        f"{entry['seconds']:.1f}",
+        f"{entry['device']}, {entry['precision']}".replace("|", "/"),
+    ]
+
+
+def _published_row(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["caption"],
+        f"{row['train_loss']:.3f}",
+        f"{row['train_accuracy']:.3f}",
+        "",
+        f"{row['test_accuracy']:.3f}",
+        "",
+        f"{row['examples_per_second']:.1f}",
+        "",
+        row["device"],
+    ]
+
+
+def notes(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What the table's numbers mean, and each recipe's paired difference to the first."""
+    lines = [
+        f"Test: {entries[0]['num_test_images']} images, seen once; 95 % intervals by Wilson. Train loss and accuracy are "
+        "running averages over the last epoch, as in the book; examples/s counts neither loading nor evaluation."
+    ]
+    for entry in entries[1:]:
+        pair = entry["against_first"]
+        lines.append(
+            f"**{entry['recipe']} minus {pair['recipe']}**, on the same {pair['num_images']} test images: "
+            f"{pair['difference']:+.3f} accuracy, 95 % interval {pair['difference_low']:+.3f} to "
+            f"{pair['difference_high']:+.3f} (paired; Agresti and Min), exact McNemar p = {pair['p_value']:.2g}."
+        )
+    return "\n\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,76 @@
+"""python -m stages.evaluate <recipe>: the recipe's checkpoint on the test split, once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.evaluate.measure import measure
+from stages.evaluate.scores import predictions_from
+from stages.evaluate.tables import write_curves, write_predictions
+from stages.shared import artifacts, cli
+from stages.shared.checkpoint import Facts, load_checkpoint
+from stages.shared.dataset import Manifest, load_manifest, load_test_split
+from stages.shared.files import write_json
+from stages.shared.inference import predict_logits
+from stages.shared.metrics import softmax
+from stages.shared.params import load_params
+from stages.shared.reproducibility import choose_device, describe_machine
+
+
+def main(recipe: str) -> None:
+    params = load_params()
+    if recipe not in params.train:
+        raise ValueError(f"unknown recipe {recipe!r}; params.yaml's train has: {', '.join(params.train)}")
+    checkpoint = artifacts.train_dir(recipe) / "checkpoint.safetensors"
+    model, facts = load_checkpoint(checkpoint)
+    manifest = load_manifest(artifacts.MANIFEST)
+    split = load_test_split(artifacts.TEST_SPLIT)
+    check_same_task(checkpoint, facts, manifest)
+
+    device = choose_device(params.runtime.device)
+    logits = predict_logits(model, split.pixels, mean=facts.mean, std=facts.std, device=device)
+    check_finite(checkpoint, logits)
+
+    predictions = predictions_from(logits, np.asarray(split.labels))
+    bins, samples = params.evaluate.calibration_bins, params.evaluate.bootstrap_samples
+    metrics = measure(predictions, facts.class_names, bins=bins, samples=samples, seed=params.seed)
+    folder = artifacts.evaluate_dir(recipe)
+    write_predictions(folder, predictions, softmax(logits), facts.class_names, manifest.test_paths)
+    write_curves(folder, predictions, bins=bins)
+    write_json(folder / "metrics.json", {"recipe": recipe, **metrics, "device": describe_machine(device)["device"]})
+    print(summary(recipe, metrics), flush=True)
+
+
+def check_same_task(checkpoint: Path, facts: Facts, manifest: Manifest) -> None:
+    if facts.class_names != manifest.class_names:
+        trained, tested = ", ".join(facts.class_names), ", ".join(manifest.class_names)
+        raise ValueError(
+            f"{checkpoint}: trained on the classes {trained}, but the data set has {tested}; run train again"
+        )
+    if facts.data_digest != manifest.digest:
+        raise ValueError(f"{checkpoint}: trained on other data than {artifacts.MANIFEST} describes; run train again")
+    if not manifest.test:
+        raise ValueError(f"{artifacts.TEST_SPLIT}: no images; give the data set a test split and run preprocess again")
+
+
+def check_finite(checkpoint: Path, logits: np.ndarray) -> None:
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"{checkpoint}: NaN or infinite logits for {len(broken)} of {len(logits)} test images (the first is number "
+            f"{broken[0]}); training diverged: lower this recipe's lr in params.yaml and train again"
+        )
+
+
+def summary(recipe: str, metrics: Mapping[str, Any]) -> str:
+    low, high = metrics["test_accuracy_low"], metrics["test_accuracy_high"]
+    return (
+        f"{recipe}: test loss {metrics['test_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f} "
+        f"(95 % {low:.3f} to {high:.3f}) on {metrics['num_images']} images"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""metrics.json: every score with its 95 % interval."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.evaluate import scores
+from stages.evaluate.intervals import bootstrap_intervals
+from stages.evaluate.scores import Predictions
+from stages.shared.metrics import wilson_interval
+
+
+def measure(
+    predictions: Predictions, class_names: Sequence[str], *, bins: int, samples: int, seed: int
+) -> dict[str, Any]:
+    """metrics.json: every score as `name`, `name_low`, `name_high` (95 %), null where undefined."""
+    overall = scores.overall_scores(predictions, bins=bins)
+    intervals = bootstrap_intervals(predictions, bins=bins, samples=samples, seed=seed)
+    intervals["test_accuracy"] = np.array(wilson_interval(int(predictions.correct.sum()), len(predictions.labels)))
+    binary = len(class_names) == 2
+    return {
+        "num_images": len(predictions.labels),
+        **{
+            key: value
+            for name in overall
+            for key, value in _with_interval(name, overall[name], intervals[name]).items()
+        },
+        "positive_class": class_names[scores.POSITIVE] if binary else None,
+        "per_class": _per_class(predictions, intervals["f1"], class_names),
+    }
+
+
+def _per_class(
+    predictions: Predictions, f1_intervals: np.ndarray, class_names: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    values, counts = scores.class_scores(predictions), scores.confusion(predictions)
+    table = {}
+    for index, name in enumerate(class_names):
+        hits, actual, predicted = counts[index, index], counts[index].sum(), counts[:, index].sum()
+        table[name] = {
+            "num_images": int(actual),
+            **_with_interval("precision", values["precision"][index], _interval_of_proportion(hits, predicted)),
+            **_with_interval("recall", values["recall"][index], _interval_of_proportion(hits, actual)),
+            **_with_interval("f1", values["f1"][index], f1_intervals[:, index]),
+        }
+    return table
+
+
+def _with_interval(name: str, value: float, interval: Iterable[float]) -> dict[str, float | None]:
+    keys = (name, f"{name}_low", f"{name}_high")
+    return {key: None if math.isnan(x) else float(x) for key, x in zip(keys, (value, *interval), strict=True)}
+
+
+def _interval_of_proportion(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's interval, or (NaN, NaN) where there is nothing to count."""
+    return wilson_interval(successes, trials) if trials else (float("nan"), float("nan"))

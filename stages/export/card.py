@@ -1,0 +1,130 @@
+"""MODEL_CARD.md, written from results: what the model is for, how good it is and how sure that is, where it fails."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.shared.checkpoint import Facts
+from stages.shared.files import read_json
+
+MAX_MISTAKES = 20
+
+LICENCES = {
+    "random": "None came from elsewhere: training started from random weights.",
+    "synthetic": "None came from elsewhere: the source model was trained here, on drawn images.",
+    "torchvision": (
+        "torchvision publishes its weights with the library (BSD-3-Clause) and points out that they may be subject to the "
+        "terms of the data they were trained on; ImageNet's allow non-commercial research and education."
+    ),
+}
+UNKNOWN_LICENCE = "Not known to this pipeline: ask whoever gave you the source weights before you pass the model on."
+
+
+def model_card(
+    facts: Facts,
+    sidecar: Mapping[str, Any],
+    variants: Sequence[Mapping[str, Any]],
+    *,
+    num_train: int,
+    num_test: int,
+    evaluation: Path,
+) -> str:
+    """Markdown. `evaluation` is the evaluate stage's folder; sections without results say so."""
+    sections = [
+        f"# {facts.architecture}: {' or '.join(facts.class_names) if len(facts.class_names) == 2 else ', '.join(facts.class_names)}",
+        _purpose(facts),
+        _data(facts, sidecar, num_train, num_test),
+        _accuracy(evaluation / "metrics.json"),
+        _mistakes(evaluation / "predictions.csv"),
+        _limits(facts),
+        _files(variants),
+        "## Licence of the source weights\n\n" + _licence(sidecar),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _purpose(facts: Facts) -> str:
+    return f"""## What it is for
+
+Sorts photos into {len(facts.class_names)} classes: {", ".join(facts.class_names)}. `model.onnx` takes uint8 images
+`[batch, height, width, 3 or 4]` (sRGB, upright, any size) and returns float32 probabilities `[batch, {len(facts.class_names)}]`
+in that order. It resizes to {facts.resize} x {facts.resize} px, cuts the central {facts.crop} x {facts.crop} px and normalises by itself.
+Recipe `{facts.recipe}`, seed {facts.seed}."""
+
+
+def _data(facts: Facts, sidecar: Mapping[str, Any], num_train: int, num_test: int) -> str:
+    source, weights = sidecar["data"]["source"] or {}, sidecar["weights"]["source"] or {}
+    return f"""## Data
+
+{num_train} training and {num_test} test images from `{source.get("source", "a source that is not recorded")}`
+(digest of the split `{facts.data_digest}`).
+Source weights: `{weights.get("source", "none")}`."""
+
+
+def _accuracy(metrics_path: Path) -> str:
+    if not metrics_path.is_file():
+        return "## Accuracy\n\nNot measured: run the evaluate stage, then export again."
+    metrics = read_json(metrics_path)
+    lines = [
+        "## Accuracy",
+        "",
+        f"On the {metrics.get('num_images', '')} test images, with 95 % intervals:",
+        "",
+        "| | value | 95 % interval |",
+        "| --- | --- | --- |",
+        _row("accuracy", metrics, "test_accuracy"),
+        _row("loss", metrics, "test_loss"),
+        _row("ROC-AUC", metrics, "roc_auc"),
+        _row("calibration error (ECE)", metrics, "ece"),
+    ]
+    for name, scores in metrics.get("per_class", {}).items():
+        lines += [_row(f"{name}: {score}", scores, score) for score in ("precision", "recall")]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _row(title: str, values: Mapping[str, Any], key: str) -> str | None:
+    if values.get(key) is None:
+        return None
+    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return f"| {title} | {values[key]:.3f} | {interval} |"
+
+
+def _mistakes(predictions_path: Path) -> str:
+    if not predictions_path.is_file():
+        return "## Mistakes\n\nNot listed: run the evaluate stage, then export again."
+    with predictions_path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wrong = [row for row in rows if row["label"] != row["prediction"]]
+    wrong.sort(key=lambda row: -float(row[f"p_{row['prediction']}"]))
+    lines = ["## Mistakes", "", f"{len(wrong)} of {len(rows)} test images are classified wrongly."]
+    if wrong:
+        lines += ["The most confident ones:", "", "| image | is | taken for | probability |", "| --- | --- | --- | --- |"]
+    for row in wrong[:MAX_MISTAKES]:
+        path = row["path"].replace("|", "\\|")
+        lines.append(f"| `{path}` | {row['label']} | {row['prediction']} | {float(row['p_' + row['prediction']]):.3f} |")
+    return "\n".join(lines)
+
+
+def _limits(facts: Facts) -> str:
+    return f"""## Limits
+
+It answers with one of its {len(facts.class_names)} classes for every picture, also for one that shows none of them; a probability is
+no sign that the picture belongs to the task. Images are squashed to a square and only the centre is looked at: what lies
+at the margins is not seen. The numbers above hold for pictures like the test images, and for no others. It was not tested
+for fairness, robustness to attacks, or any use in which a mistake does harm."""
+
+
+def _files(variants: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["## Files", "", "| file | accuracy | drop | shipped |", "| --- | --- | --- | --- |"]
+    for variant in variants:
+        shipped = "yes" if variant["shipped"] else f"no: {variant['reason']}"
+        lines.append(f"| `{variant['file']}` | {variant['accuracy']:.4f} | {variant['accuracy_drop']:+.4f} | {shipped} |")
+    return "\n".join(lines)
+
+
+def _licence(sidecar: Mapping[str, Any]) -> str:
+    weights = sidecar["weights"]
+    kind = "random" if weights["init"] == "random" else (weights["source"] or {}).get("kind")
+    return LICENCES.get(str(kind), UNKNOWN_LICENCE)

@@ -1,0 +1,43 @@
+"""The stored reference: what the network computes, in float64, on the test split; parity is judged against it.
+
+It is bound to the weights and to the crops by their digests. The crops themselves are not copied: they are
+preprocess/test/pixels.npy, a tracked output already, and a hundred megabytes for the default experiment.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from stages.shared.checkpoint import Facts
+from stages.shared.files import replacing
+from stages.shared.inference import predict_logits
+
+
+def compute_reference(model: nn.Module, crops: np.ndarray, facts: Facts) -> dict[str, np.ndarray]:
+    """Logits (images, classes): `float64` and `float32` by torch on the CPU; `float32_cuda` (TF32 off) where there is a device."""
+    cpu = torch.device("cpu")
+    constants = {"mean": facts.mean, "std": facts.std}
+    logits = {"float32": predict_logits(model, crops, device=cpu, batch_size=32, **constants)}
+    logits["float64"] = predict_logits(model, crops, device=cpu, precision=torch.float64, batch_size=32, **constants)
+    if torch.cuda.is_available():
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        logits["float32_cuda"] = predict_logits(model, crops, device=torch.device("cuda"), batch_size=32, **constants)
+    model.to("cpu", torch.float32)
+    return logits
+
+
+def save_reference(path: Path, logits: dict[str, np.ndarray], crops: np.ndarray, labels: np.ndarray, binding: dict[str, str]) -> None:
+    """One safetensors file; `binding` (digests, class names) goes into its metadata with the crops' own digest."""
+    metadata = {**binding, "crops_sha256": crops_digest(crops)}
+    with replacing(path) as part:
+        save_file({**logits, "labels": np.ascontiguousarray(labels)}, part, metadata={"facts": json.dumps(metadata, sort_keys=True)})
+
+
+def crops_digest(crops: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(crops)).hexdigest()

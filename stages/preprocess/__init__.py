@@ -1,0 +1,1 @@
+"""preprocess: every source image is decoded once, checked, and stored in the form that training reads fastest."""

@@ -1,0 +1,95 @@
+"""The preprocess stage: source images in, a training-ready split out.
+
+Every image is decoded once, checked and stored: training images whole on a canvas, test images as the model is fed.
+A manifest lists each row's file, label and content digest; a report says what was skipped, turned, doubled or scaled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.preprocess.find import find_images
+from stages.preprocess.report import build_report, check_usable
+from stages.preprocess.split import split_images
+from stages.preprocess.store import Image, stage_images, write_split
+from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
+from stages.shared.cli import run
+from stages.shared.dataset import Entry, Manifest, save_manifest
+from stages.shared.files import write_json
+from stages.shared.params import load_params
+
+
+def main() -> None:
+    params = load_params()
+    sizes = {"resize": params.preprocess.resize, "crop": params.preprocess.crop, "max_side": params.preprocess.max_side}
+    images_dir = SOURCE_DATASET / "images"
+
+    layout = find_images(images_dir)
+    with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
+        staged = stage_images(layout.sources, staging, **sizes)
+        check_usable(layout, staged.images, staged.skipped, images_dir)
+        split = split_images(staged.images, layout.class_names, test_fraction=params.dataset.test_fraction)
+        side = max(max(image.size) for image in split.train)
+        write_split(staged, "train", split.train, side, staging / "train")
+        write_split(staged, "test", split.test, sizes["crop"], staging / "test")
+        publish(staging / "train", TRAIN_SPLIT)
+        publish(staging / "test", TEST_SPLIT)
+
+    save_manifest(MANIFEST, build_manifest(split.train, split.test, layout.class_names, side=side, **sizes))
+    report = build_report(layout, staged.skipped, split, side)
+    write_json(PREPROCESS_REPORT, report)
+    print(summarize(report), flush=True)
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A fresh folder, removed at the end; what a killed run left in it goes first."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Flush a finished split to disk and rename it to its place, instead of the one that may be there."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
+
+
+def build_manifest(
+    train: Sequence[Image], test: Sequence[Image], class_names: tuple[str, ...], side: int, **sizes: int
+) -> Manifest:
+    """The manifest of two splits. Its digest covers what a model is fed, row by row, and not what the files are called."""
+    train_entries, test_entries = (
+        tuple(Entry(image.source.path, image.source.label, image.sha256) for image in images)
+        for images in (train, test)
+    )
+    fed = [[(entry.label, entry.sha256) for entry in entries] for entries in (train_entries, test_entries)]
+    digest = hashlib.sha256(json.dumps([class_names, side, sizes, fed]).encode()).hexdigest()
+    return Manifest(class_names, digest, side=side, train=train_entries, test=test_entries, **sizes)
+
+
+def summarize(report: dict[str, Any]) -> str:
+    """One line for the log: how many images, and how many need a look at the report."""
+    skipped = sum(report["skipped"].values())
+    doubled = report["duplicates"]
+    return (
+        f"train {report['train']['images']} images on {report['canvas_side']} px canvases, test {report['test']['images']}; "
+        f"{skipped} files skipped, {doubled['removed_from_train']} training copies of test images removed, "
+        f"{doubled['conflicting_labels']} images under more than one class: names in {PREPROCESS_REPORT}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

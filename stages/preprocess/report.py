@@ -1,0 +1,72 @@
+"""What happened to the images: counts for people and DVC, names for whoever mends the data set."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.preprocess.find import Layout
+from stages.preprocess.split import Split
+from stages.preprocess.store import Image, Skipped
+
+MAX_NAMES = 100  # of each kind
+KINDS = ("not_image", "too_large", "corrupt")
+
+
+def check_usable(layout: Layout, images: Sequence[Image], skipped: Sequence[Skipped], images_dir: Path) -> None:
+    """Raise ValueError naming every class folder without a single image that can be used, and why."""
+    usable = Counter((image.source.split, image.source.label) for image in images)
+    lost = Counter((entry.source.split, entry.source.label) for entry in skipped)
+    empty = [
+        f"{images_dir / (split or '') / name} ({_why_empty(skipped, split, label, lost[split, label])})"
+        for split in layout.splits
+        for label, name in enumerate(layout.class_names)
+        if not usable[split, label]
+    ]
+    if empty:
+        raise ValueError(
+            f"no usable image in class folder {'; '.join(empty)}; add images, or delete the class's folders"
+        )
+
+
+def build_report(layout: Layout, skipped: Sequence[Skipped], split: Split, side: int) -> dict[str, Any]:
+    """The report, ready for JSON. The same input gives the same bytes."""
+    used = [*split.train, *split.test]
+    kinds = Counter(entry.kind for entry in skipped)
+    names = {kind: _capped(e.reason for e in skipped if e.kind == kind) for kind in KINDS}
+    names["removed_from_train"] = _capped(f"{a.source.path} = {b.source.path}" for a, b in split.removed)
+    names["conflicting_labels"] = _capped(" = ".join(i.source.path for i in group) for group in split.conflicting)
+    return {
+        "train": _count(split.train, layout.class_names),
+        "test": _count(split.test, layout.class_names),
+        "canvas_side": side,
+        "downscaled": sum(image.downscaled for image in split.train),
+        "exif_rotated": sum(image.rotated for image in used),
+        "modes": dict(sorted(Counter(image.mode for image in used).items())),
+        "skipped": {kind: kinds[kind] for kind in KINDS} | {"outside_classes": len(layout.ignored)},
+        "duplicates": {
+            "within_train": len(split.train) - len({image.sha256 for image in split.train}),
+            "within_test": len(split.test) - len({image.sha256 for image in split.test}),
+            "removed_from_train": len(split.removed),
+            "conflicting_labels": len(split.conflicting),
+        },
+        "names": names | {"outside_classes": _capped(layout.ignored)},
+    }
+
+
+def _why_empty(skipped: Sequence[Skipped], split: str | None, label: int, lost: int) -> str:
+    if not lost:
+        return "it holds no file"
+    first = next(e.reason for e in skipped if (e.source.split, e.source.label) == (split, label))
+    return f"none of its {lost} files can be used, the first because {first}"
+
+
+def _count(images: Sequence[Image], class_names: Sequence[str]) -> dict[str, Any]:
+    labels = Counter(image.source.label for image in images)
+    return {"images": len(images), "classes": {name: labels[label] for label, name in enumerate(class_names)}}
+
+
+def _capped(names: Iterable[str]) -> list[str]:
+    listed = list(names)
+    rest = len(listed) - MAX_NAMES
+    return listed if rest <= 0 else [*listed[:MAX_NAMES], f"and {rest} more"]

@@ -1,0 +1,1 @@
+"""One HTML file that shows an experiment, and its figures as PNG and SVG."""

@@ -1,0 +1,84 @@
+"""python -m stages.report: artifacts/report.html, one file that opens offline, and its figures in artifacts/figures/."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.report import figures
+from stages.report.page import render
+from stages.report.provenance import facts_of, flatten
+from stages.report.runs import Run, read_needed_json, read_run
+from stages.report.tables import read_sweeps, read_table
+from stages.shared import artifacts, cli
+from stages.shared.files import write_text
+from stages.shared.params import load_params
+
+FIGURES = artifacts.ROOT / "figures"
+SWEEPS = artifacts.ROOT / "sweeps"
+
+
+def main() -> None:
+    params = load_params()
+    runs = [read_run(recipe) for recipe in params.train]
+    page = render(
+        title=f"{params.model.architecture}: {task(list(runs[0].tested['per_class']))}",
+        comparison=read_needed_json(artifacts.COMPARISON, "compare"),
+        runs=runs,
+        figures=draw_figures(FIGURES, runs),
+        exported=params.export.recipe,
+        parity=read_table(artifacts.PARITY),
+        sweeps=read_sweeps(SWEEPS),
+        provenance=provenance(runs, params.model_dump(mode="json")),
+    )
+    write_text(artifacts.REPORT, page)
+    print(f"report: {artifacts.REPORT} ({len(page) / 2**20:.1f} MiB)", flush=True)
+
+
+def task(class_names: Sequence[str]) -> str:
+    return " or ".join(class_names) if len(class_names) <= 4 else f"{len(class_names)} classes"
+
+
+def draw_figures(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
+    """Name -> SVG for the page; `confusion` maps each recipe to its own. `roc` is None where no recipe has a curve."""
+    histories = {run.recipe: run.history for run in runs}
+    has_roc = any(run.roc for run in runs)
+    return {
+        "loss": figures.draw_learning_curve(folder, "train_loss", "training loss", histories),
+        "accuracy": figures.draw_learning_curve(folder, "train_accuracy", "training accuracy", histories),
+        "roc": figures.draw_roc(
+            folder, {run.recipe: run.roc for run in runs}, {run.recipe: run.tested["roc_auc"] for run in runs}
+        )
+        if has_roc
+        else None,
+        "calibration": figures.draw_calibration(folder, {run.recipe: run.calibration for run in runs}),
+        "confusion": {
+            run.recipe: figures.draw_confusion(folder, run.recipe, run.predictions, list(run.tested["per_class"]))
+            for run in runs
+        },
+    }
+
+
+def provenance(runs: Sequence[Run], params: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Titled lists of facts; a file that an experiment does not have is left out."""
+    manifest_keys = ("digest", "class_names", "resize", "crop", "train", "test")
+    groups = [
+        ("Data set", facts_of(artifacts.SOURCE_DATASET / "source.json")),
+        ("Prepared data", facts_of(artifacts.MANIFEST, manifest_keys) + facts_of(artifacts.PREPROCESS_REPORT)),
+        (
+            "Source weights",
+            facts_of(artifacts.SOURCE_MODEL / "source.json") + facts_of(artifacts.PRETRAIN / "summary.json"),
+        ),
+        *((f"Training: {run.recipe}", flatten(run.trained)) for run in runs),
+        *((f"Evaluation: {run.recipe}", flatten(without(run.tested, "per_class"))) for run in runs),
+        ("Export", facts_of(artifacts.EXPORT / "export.json")),
+        ("params.yaml", flatten(params)),
+    ]
+    return [(title, facts) for title, facts in groups if facts]
+
+
+def without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,72 @@
+"""A checkpoint: a model's weights and the facts needed to rebuild it, in one safetensors file."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from stages.shared.files import replacing
+from stages.shared.model import build_model
+
+
+@dataclass(frozen=True)
+class Facts:
+    architecture: str
+    class_names: tuple[str, ...]
+    resize: int  # pixels
+    crop: int  # pixels
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    recipe: str
+    seed: int
+    source_digest: str | None  # sha256 of the source weights' file; None from scratch
+    data_digest: str
+
+
+def save_checkpoint(path: Path, model: nn.Module, facts: Facts) -> None:
+    """Write `model`'s state and `facts`; the same model and facts give the same bytes."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with replacing(path) as part:
+        save_file(state, part, metadata={"facts": json.dumps(asdict(facts), sort_keys=True)})
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, Facts]:
+    """The model, float32 on the CPU in eval mode, and its facts. Raises ValueError naming what does not fit."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = _parse_facts((file.metadata() or {})["facts"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint; run the train stage first") from None
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this pipeline ({error}); delete it and run the train stage again") from None
+    model = build_model(facts.architecture, len(facts.class_names), facts.crop)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}; delete it and run the train stage again") from None
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} has values that are not finite; delete it and run the train stage again")
+    return model.eval(), facts
+
+
+def digest(model: nn.Module) -> str:
+    """sha256 over the names and bytes of the model's state, independent of the file that holds it."""
+    sha256 = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha256.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha256.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def _parse_facts(text: str) -> Facts:
+    values = json.loads(text)
+    for name in ("class_names", "mean", "std"):
+        values[name] = tuple(values[name])
+    return Facts(**values)

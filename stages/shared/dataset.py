@@ -1,0 +1,150 @@
+"""The training-ready data set: two splits as memory-mapped arrays, and the manifest that says what is in them.
+
+preprocess/
+  train/pixels.npy  uint8 (N, S, S, 3): each image top-left on a canvas of zeros
+  train/sizes.npy   int32 (N, 2): each image's (height, width) on its canvas
+  train/labels.npy  int64 (N,)
+  test/pixels.npy   uint8 (M, crop, crop, 3): resized and cropped as the model is fed
+  test/labels.npy   int64 (M,)
+  manifest.json     class names, digests, and the rows' source files in row order
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.shared.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    pixels: np.ndarray  # (N, S, S, 3) uint8, image top-left, zeros elsewhere
+    sizes: np.ndarray  # (N, 2) int32: height, width
+    labels: np.ndarray  # (N,) int64
+
+    def __post_init__(self) -> None:
+        num, side = _check(self.pixels, self.labels)
+        if self.sizes.dtype != np.int32 or self.sizes.shape != (num, 2):
+            raise ValueError(f"sizes are {self.sizes.dtype} {self.sizes.shape}, expected int32 {(num, 2)}")
+        if num and not 1 <= self.sizes.min() <= self.sizes.max() <= side:
+            raise ValueError(f"sizes reach from {self.sizes.min()} to {self.sizes.max()}, expected 1 to {side}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class TestSplit:
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    pixels: np.ndarray  # (M, crop, crop, 3) uint8
+    labels: np.ndarray  # (M,) int64
+
+    def __post_init__(self) -> None:
+        _check(self.pixels, self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a split."""
+
+    path: str  # of the source file, relative to the images folder
+    label: int
+    sha256: str  # of the decoded pixels and their shape
+
+
+@dataclass(frozen=True)
+class Manifest:
+    class_names: tuple[str, ...]  # a label is an index into these
+    digest: str  # sha256 of everything a model is fed: contents, labels, their order, and the sizes below
+    resize: int  # pixels, side of the square a test image is squashed to
+    crop: int  # pixels, side of the square cut from its centre
+    max_side: int  # pixels, longest side a training image may keep
+    side: int  # pixels, the training canvas
+    train: tuple[Entry, ...]
+    test: tuple[Entry, ...]
+
+    @property
+    def train_paths(self) -> tuple[str, ...]:
+        return tuple(entry.path for entry in self.train)
+
+    @property
+    def test_paths(self) -> tuple[str, ...]:
+        return tuple(entry.path for entry in self.test)
+
+
+def pack_canvas(images: Sequence[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lay uint8 (H, W, 3) images of at most `side` pixels on canvases: pixels (N, S, S, 3) uint8, sizes (N, 2) int32."""
+    pixels = np.zeros((len(images), side, side, 3), dtype=np.uint8)
+    sizes = np.zeros((len(images), 2), dtype=np.int32)
+    for row, image in enumerate(images):
+        place(image, pixels[row], sizes[row])
+    return pixels, sizes
+
+
+def place(image: np.ndarray, canvas: np.ndarray, size: np.ndarray) -> None:
+    """Write an image (H, W, 3) into its row of `pixels` (S, S, 3), which must be zeros, and its row of `sizes` (2,)."""
+    height, width = image.shape[:2]
+    assert max(height, width) <= len(canvas), f"image {height}x{width} on a canvas of {len(canvas)}"
+    canvas[:height, :width] = image
+    size[:] = height, width
+
+
+def load_train_split(folder: Path) -> TrainSplit:
+    """Memory-map the training split. Raises ValueError naming a missing or inconsistent file."""
+    pixels, sizes, labels = (_load(folder / f"{name}.npy") for name in ("pixels", "sizes", "labels"))
+    try:
+        return TrainSplit(pixels, sizes, labels)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; run preprocess again") from None
+
+
+def load_test_split(folder: Path) -> TestSplit:
+    """Memory-map the test split. Raises ValueError naming a missing or inconsistent file."""
+    pixels, labels = (_load(folder / f"{name}.npy") for name in ("pixels", "labels"))
+    try:
+        return TestSplit(pixels, labels)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; run preprocess again") from None
+
+
+def save_manifest(path: Path, manifest: Manifest) -> None:
+    write_json(path, asdict(manifest))
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Raises ValueError naming the file when it is missing or was not written by `save_manifest`."""
+    try:
+        values = read_json(path)
+        train, test = (tuple(Entry(**entry) for entry in values.pop(split)) for split in ("train", "test"))
+        return Manifest(class_names=tuple(values.pop("class_names")), train=train, test=test, **values)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; run preprocess") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a manifest ({error!r:.200}); run preprocess again") from None
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        # Copy on write: torch asks for memory it may write to, and nothing reaches the file.
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; run preprocess") from None
+    except (ValueError, EOFError, OSError) as error:  # cut short, or no array
+        raise ValueError(f"{path}: not a whole array file ({error}); run preprocess again") from None
+
+
+def _check(pixels: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """The number of images and the side of their square."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, side, side, 3)")
+    if labels.dtype != np.int64 or labels.shape != (len(pixels),):
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected int64 {(len(pixels),)}")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"label {labels.min()} is negative")
+    return len(pixels), pixels.shape[1]

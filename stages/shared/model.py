@@ -1,0 +1,151 @@
+"""torchvision's classifiers with a head for our classes: built, initialised from source weights, frozen, grouped.
+
+The head is found, not looked up: it is every parameter whose shape depends on the number of classes. So the same code
+serves ResNet's `fc`, MobileNet's `classifier.1`, SqueezeNet's 1x1 convolution and ViT's `heads.head`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+State = Mapping[str, torch.Tensor]
+
+
+def build_model(architecture: str, num_classes: int, crop: int) -> nn.Module:
+    """A randomly initialised torchvision classifier for (batch, 3, crop, crop) images; logits (batch, num_classes).
+
+    Raises ValueError when the architecture cannot take images of that size.
+    """
+    try:
+        trial = _skeleton(architecture, num_classes, crop).eval()
+        device = next(trial.parameters()).device
+        shape = tuple(trial(torch.empty(2, 3, crop, crop, device=device)).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"model.architecture {architecture} cannot take images of {crop} x {crop} px; change preprocess.crop ({error})"
+        ) from error
+    assert shape == (2, num_classes), f"{architecture} returned {shape}"
+    return _construct(architecture, num_classes, crop)
+
+
+def _construct(architecture: str, num_classes: int, crop: int) -> nn.Module:
+    size: dict[str, Any] = {}
+    if architecture.startswith("vit_"):
+        size = {"image_size": crop}
+    elif architecture == "maxvit_t":
+        size = {"input_size": (crop, crop)}
+    return torchvision.models.get_model(architecture, weights=None, num_classes=num_classes, **size)
+
+
+def _skeleton(architecture: str, num_classes: int, crop: int) -> nn.Module:
+    """The model without memory or work behind it, where the architecture can be built so (RegNet computes while it builds)."""
+    try:
+        with torch.device("meta"):
+            return _construct(architecture, num_classes, crop)
+    except NotImplementedError:
+        return _construct(architecture, num_classes, crop)
+
+
+def head_parameters(architecture: str, crop: int) -> tuple[str, ...]:
+    """The names of the parameters whose shape depends on the number of classes. Raises ValueError if there are none."""
+    two, three = (_skeleton(architecture, num_classes, crop).state_dict() for num_classes in (2, 3))
+    names = tuple(name for name in two if two[name].shape != three[name].shape)
+    if not names:
+        raise ValueError(f"model.architecture {architecture}: no layer depends on the number of classes; its head cannot be replaced")
+    return names
+
+
+def load_source(model: nn.Module, architecture: str, crop: int, source: State, head_rows: Mapping[int, int]) -> None:
+    """Copy a source model's backbone into `model` and give it a fresh head.
+
+    The head's matrices are drawn Xavier-uniform, as in the book (d2l, Fine-Tuning); `head_rows` maps a target class to the
+    source class whose row it starts from instead. The source's own head may have any number of classes.
+    Raises ValueError naming the key that is missing, left over, of another shape, or not finite.
+    """
+    head = head_parameters(architecture, crop)
+    own = model.state_dict()
+    source = _fit_position_embedding(architecture, crop, source, own)
+    _check_keys(architecture, own, source, head)
+    with torch.no_grad():
+        for name, value in own.items():
+            if name not in head:
+                value.copy_(source[name])
+                continue
+            if value.dim() > 1:
+                nn.init.xavier_uniform_(value)
+            for target, row in head_rows.items():
+                value[target] = _source_row(source, name, row)
+
+
+def _check_keys(architecture: str, own: State, source: State, head: tuple[str, ...]) -> None:
+    wrong = [f"missing {name}" for name in own if name not in source]
+    wrong += [f"unexpected {name}" for name in source if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(source[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in source and name not in head and source[name].shape != own[name].shape
+    ]
+    wrong += [f"{name} has values that are not finite" for name, value in source.items() if not torch.isfinite(value).all()]
+    if wrong:
+        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise ValueError(
+            f"model.weights do not fit model.architecture {architecture}: {shown}. Name weights of that architecture, or the architecture of these weights"
+        )
+
+
+def _source_row(source: State, name: str, row: int) -> torch.Tensor:
+    if row >= len(source[name]):
+        raise ValueError(f"head_init names source class {row}, but {name} of the source model has only {len(source[name])} classes")
+    return source[name][row]
+
+
+def _fit_position_embedding(architecture: str, crop: int, source: State, own: State) -> State:
+    """A vision transformer's position embedding, resampled when the source was trained at another image size."""
+    name = "encoder.pos_embedding"
+    if name not in own or name not in source or source[name].shape == own[name].shape:
+        return source
+    patch = own["conv_proj.weight"].shape[-1]
+    return interpolate_embeddings(crop, patch, dict(source))  # type: ignore[arg-type]
+
+
+def freeze_through(model: nn.Module, last: str, head: tuple[str, ...]) -> None:
+    """Stop the gradients of every parameter up to the end of module `last`; `none` freezes nothing, `backbone` all but the head.
+
+    Parameters stand in the order in which torchvision registers modules, which is the order of the forward pass.
+    """
+    if last == "none":
+        return
+    names = [name for name, _ in model.named_parameters()]
+    if last == "backbone":
+        frozen = [name for name in names if name not in head]
+    else:
+        inside = [i for i, name in enumerate(names) if name.startswith(f"{last}.")]
+        if not inside or any(names[i] in head for i in range(inside[-1] + 1)):
+            allowed = ", ".join(dict.fromkeys(name.split(".")[0] for name in names if name not in head))
+            raise ValueError(f"freeze: {last!r} names no module before the head; take none, backbone, or one of {allowed} (or a module inside)")
+        frozen = names[: inside[-1] + 1]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, except for modules that are frozen whole: their batch-norm statistics and dropout stay as in inference."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def param_groups(model: nn.Module, head: tuple[str, ...], lr: float, head_lr_multiplier: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: the backbone at `lr`, the head at `lr * head_lr_multiplier`; frozen parameters in neither."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = [
+        {"params": [trainable[name] for name in trainable if name not in head], "lr": lr},
+        {"params": [trainable[name] for name in trainable if name in head], "lr": lr * head_lr_multiplier},
+    ]
+    return [group for group in groups if group["params"]]

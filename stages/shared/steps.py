@@ -1,0 +1,155 @@
+"""One training step and the ways to execute it: eager, captured in a CUDA graph, compiled.
+
+A step crops, runs forward and backward on the SUM of the batch's losses, adds the gradients of all devices and updates the
+weights. It never waits for the device: losses are added up there and read once an epoch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stages.shared.distributed import ExactBatchNorm2d, sum_over_devices
+from stages.shared.sampling import Draws
+from stages.shared.transforms import crop_each, crop_taps, normalize, num_taps
+
+Step = Callable[[Draws], None]
+NONE_BAD = torch.iinfo(torch.int64).max
+
+
+class Totals:
+    """Loss, hits, images and the first step whose loss was not finite, kept on the device until they are read."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.first_bad = torch.full((), NONE_BAD, dtype=torch.int64, device=device)
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        loss = loss.detach().double()
+        correct = (logits.argmax(1) == labels).sum().double()
+        self.sums += torch.stack([loss, correct, torch.full_like(loss, len(labels))])
+        self.first_bad.copy_(torch.where(torch.isfinite(loss), self.first_bad, torch.minimum(self.first_bad, self.step)))
+        self.step += 1
+
+    def reset(self) -> None:
+        self.sums.zero_()
+        self.step.zero_()
+        self.first_bad.fill_(NONE_BAD)
+
+
+class FlatGradients:
+    """All gradients as views of one buffer: cleared by one call, added up over the devices by one call."""
+
+    def __init__(self, model: nn.Module):
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+        start = 0
+        for parameter in parameters:
+            view = self.buffer[start : start + parameter.numel()]
+            channels_last = parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+            if channels_last:  # a gradient laid out as its weight is, so that the optimizer can fuse
+                n, c, h, w = parameter.shape
+                parameter.grad = view.view(n, h, w, c).permute(0, 3, 1, 2)
+            else:
+                parameter.grad = view.view_as(parameter)
+            start += parameter.numel()
+
+
+def image_source(
+    pixels: np.ndarray, batch_size: int, crop: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[[Draws], None], Callable[[Draws], torch.Tensor]]:
+    """How a step gets its images from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` within it.
+
+    `images` returns normalised (b, 3, crop, crop), channels last. On a CPU it reads the memory map; on CUDA the pixels are
+    copied to the device once, or, where they take more than half of its free memory, each batch is copied by `fetch`.
+    """
+    host = torch.from_numpy(pixels)
+    if device.type == "cpu":
+        return lambda _: None, lambda draws: normalize(crop_each(host, *draws, crop), mean, std, dtype)
+
+    taps = num_taps(max(pixels.shape[1:3]), crop)
+    cut = torch.compile(lambda *arguments: normalize(crop_taps(*arguments, crop, taps).permute(0, 3, 1, 2), mean, std, dtype))
+    free = torch.cuda.mem_get_info(device)[0]
+    if pixels.nbytes <= free // 2:
+        resident = host.to(device)
+        return lambda _: None, lambda draws: cut(resident, *draws)
+
+    print(f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied", flush=True)
+    block = torch.empty(batch_size, *pixels.shape[1:], dtype=torch.uint8, device=device)
+    position = torch.arange(batch_size, device=device)
+
+    def fetch(draws: Draws) -> None:
+        block[: len(draws.index)].copy_(host[draws.index.cpu()].pin_memory(), non_blocking=True)
+
+    return fetch, lambda draws: cut(block, position[: len(draws.index)], draws.boxes, draws.flips)
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Callable[[Draws], torch.Tensor],
+    labels: torch.Tensor,
+    totals: Totals,
+    autocast: bool,
+) -> Step:
+    """A step on device tensors; `labels` int64 (N,) of the whole split."""
+    gradients = FlatGradients(model)
+    # A device's share of a small last batch may be empty; it must still take part where batch norm talks to the others.
+    meets_others = any(isinstance(module, ExactBatchNorm2d) for module in model.modules())
+
+    def step(draws: Draws) -> None:
+        gradients.buffer.zero_()
+        if len(draws.index) or meets_others:
+            targets = labels[draws.index]
+            if autocast:
+                with torch.autocast(draws.index.device.type, torch.bfloat16):
+                    logits = model(images(draws))
+            else:
+                logits = model(images(draws))
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            loss.backward()
+            totals.add(loss, logits, targets)
+        sum_over_devices(gradients.buffer)
+        optimizer.step()
+
+    return step
+
+
+def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) -> Step:
+    """`step` replayed from a CUDA graph, one for each batch size seen.
+
+    Warming up and capturing run the step for real, so `state` (every tensor that a step changes) is put back afterwards.
+    """
+    graphs: dict[int, tuple[torch.cuda.CUDAGraph, Draws]] = {}
+
+    def capture(draws: Draws) -> tuple[torch.cuda.CUDAGraph, Draws]:
+        static = Draws(*(part.clone() for part in draws))
+        before = [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step(static)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(static)
+        with torch.no_grad():
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+        return graph, static
+
+    def replay(draws: Draws) -> None:
+        size = len(draws.index)
+        if size not in graphs:
+            graphs[size] = capture(draws)
+        graph, static = graphs[size]
+        for target, part in zip(static, draws, strict=True):
+            target.copy_(part)
+        graph.replay()
+
+    return replay

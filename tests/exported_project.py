@@ -1,0 +1,115 @@
+"""A small exported experiment, made once a test run by the stages themselves: drawn photos, a MobileNetV3 with a fitted head.
+
+Nothing is trained: the head's last layer is solved for, so that the logits have the margins of a real classifier.
+"""
+
+import atexit
+import contextlib
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from stages.export import __main__ as export
+from stages.preprocess import __main__ as preprocess
+from stages.shared import artifacts
+from stages.shared.checkpoint import Facts, save_checkpoint
+from stages.shared.dataset import load_manifest, load_test_split
+from stages.shared.model import build_model
+from stages.shared.transforms import normalize
+from tests.finished_experiment import write_params
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURE, RESIZE, CROP = "mobilenet_v3_small", 72, 64
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLASSES = ("hotdog", "not-hotdog")
+
+
+@functools.cache
+def exported_project() -> Path:
+    """The folder of the one export that all tests share; copy it before changing anything."""
+    folder = Path(tempfile.mkdtemp(prefix="exported-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.chdir(folder):
+        write_params(
+            ("architecture: resnet18", f"architecture: {ARCHITECTURE}"),
+            ("resize: 256", f"resize: {RESIZE}"),
+            ("crop: 224", f"crop: {CROP}"),
+            ("int8: 0.2", "int8: 0.5"),  # a head fitted to random features is rougher than a trained one
+            ("max_accuracy_drop: 0.01", "max_accuracy_drop: 0.2"),
+        )
+        (folder / "consumers").mkdir()
+        shutil.copy(ROOT / "consumers" / "predict.py", folder / "consumers")
+        write_photos(artifacts.SOURCE_DATASET / "images")
+        preprocess.main()
+        write_checkpoint()
+        export.main()
+    return folder
+
+
+@contextlib.contextmanager
+def copied_project(target: Path) -> Iterator[Path]:
+    """A copy in `target` of its own, as the working folder."""
+    shutil.copytree(exported_project(), target / "project")
+    with contextlib.chdir(target / "project"):
+        yield target / "project"
+
+
+def write_photos(images: Path) -> None:
+    """Reddish and bluish noise in several sizes; one test image lies on its side (EXIF), one is transparent."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        for label, name in enumerate(CLASSES):
+            (images / split / name).mkdir(parents=True)
+            for index in range(count):
+                size = ((80, 120), (120, 80), (64, 64))[index % 3]
+                pixels = generator.integers(0, 120, (*size, 3), dtype=np.uint8)
+                pixels[size[0] // 4 :, :, 0 if label == 0 else 2] += 120
+                _save(Image.fromarray(pixels), images / split / name / f"{index}.png", index if split == "test" else 0)
+
+
+def _save(image: Image.Image, path: Path, index: int) -> None:
+    if index == 1:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    elif index == 2:
+        alpha = Image.linear_gradient("L").resize(image.size)
+        image.putalpha(alpha)
+        image.save(path)
+    else:
+        image.save(path)
+
+
+def write_checkpoint() -> None:
+    test, manifest = load_test_split(artifacts.TEST_SPLIT), load_manifest(artifacts.MANIFEST)
+    images = normalize(torch.from_numpy(np.array(test.pixels)).permute(0, 3, 1, 2), MEAN, STD, torch.float32)
+    model = fitted_model(ARCHITECTURE, images, torch.from_numpy(np.array(test.labels)))
+    facts = Facts(ARCHITECTURE, CLASSES, RESIZE, CROP, MEAN, STD, "finetune", 0, None, manifest.digest)
+    save_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors", model, facts)
+
+
+def fitted_model(architecture: str, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+    """Random features with batch statistics of `images`, and the last linear layer solved for `labels` by ridge regression."""
+    torch.manual_seed(0)
+    model = build_model(architecture, len(CLASSES), images.shape[-1])
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # a plain average
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    features: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
+    with torch.no_grad():
+        model.train()(images)
+        model.eval()(images)
+        hook.remove()
+        x, y = features[-1].double(), nn.functional.one_hot(labels, len(CLASSES)).double() * 4 - 2
+        head.weight.copy_((x.T @ torch.linalg.solve(x @ x.T + 0.1 * torch.eye(len(x)), y)).T)
+        head.bias.zero_()
+    return model

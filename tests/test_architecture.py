@@ -1,0 +1,102 @@
+"""The layout keeps its promises: dvc.yaml, stages/ and the imports tell one story."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+# DVC already tracks what these modules carry: values (`params:`) and paths (`deps:`, `outs:`).
+CARRIERS = {Path("stages/shared/params.py"), Path("stages/shared/artifacts.py")}
+
+
+def module_file(name: str) -> Path | None:
+    """The file, or the folder of a package, that a dotted module name stands for; paths relative to the root."""
+    path = Path(*name.split("."))
+    if (ROOT / path).is_dir():
+        return path
+    return path.with_suffix(".py") if (ROOT / path).with_suffix(".py").exists() else None
+
+
+def unit(path: Path) -> Path:
+    """What dvc.yaml lists: a stage's folder or a shared package as a whole, else the file itself."""
+    depth = 3 if path.parts[:2] == ("stages", "shared") else 2
+    return Path(*path.parts[:depth])
+
+
+def sources(path: Path) -> list[Path]:
+    return [path] if path.suffix == ".py" else [file.relative_to(ROOT) for file in (ROOT / path).rglob("*.py")]
+
+
+def imported_units(start: Path) -> set[Path]:
+    """Every unit of stages/ that importing `start` executes, itself included."""
+    found, todo = {start}, [start]
+    while todo:
+        for file in sources(todo.pop()):
+            for node in ast.walk(ast.parse((ROOT / file).read_text())):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+                else:
+                    continue
+                files = (module_file(name) for name in names if name.startswith("stages."))
+                units = {unit(file) for file in files if file} - {Path("stages/shared"), Path("stages")}
+                todo += units - found
+                found |= units
+    return found
+
+
+def stage_unit(name: str) -> Path:
+    found = module_file(f"stages.{name}")
+    assert found, f"dvc.yaml has a stage {name}, stages/ has not"
+    return found
+
+
+def test_each_dvc_stage_is_one_module():
+    modules = {path.stem for path in (ROOT / "stages").iterdir() if not path.name.startswith("_") and path.name != "shared"}
+    assert modules == set(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_every_module_it_imports(name):
+    listed = {Path(dep) for dep in STAGES[name]["deps"] if dep.startswith("stages/")}
+    assert listed == imported_units(stage_unit(name)) - CARRIERS
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_imports_no_other_stage(name):
+    others = {stage_unit(other) for other in STAGES if other != name}
+    assert not imported_units(stage_unit(name)) & others
+
+
+def test_shared_modules_serve_at_least_two_stages():
+    closures = {name: imported_units(stage_unit(name)) for name in STAGES}
+    for module in (ROOT / "stages/shared").iterdir():
+        if module.name.startswith("_"):
+            continue
+        users = [name for name in STAGES if module.relative_to(ROOT) in closures[name]]
+        assert len(users) >= 2, f"{module.name} serves only {users}: move it into that stage"
+
+
+def test_every_out_is_an_artifact():
+    for name, stage in STAGES.items():
+        for kind in ("outs", "metrics", "plots"):
+            for out in stage.get(kind, []):
+                path = out if isinstance(out, str) else next(iter(out))
+                assert path.startswith("artifacts/"), (name, path)
+
+
+def test_every_requirement_is_pinned():
+    """A requirement without an exact version in constraints.txt would change under a user's feet."""
+    import re
+    import tomllib
+
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[\[<>=!~ ;]", requirement)[0].lower() for requirement in wanted}
+    assert names <= {name.lower() for name in pins}
+    assert all(re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version) for version in pins.values())

@@ -1,0 +1,102 @@
+"""A checkpoint rebuilds its model, byte for byte, and says by name what is wrong with it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.shared.checkpoint import Facts, digest, load_checkpoint, save_checkpoint
+from stages.shared.model import build_model
+
+FACTS = Facts("squeezenet1_1", ("a", "b", "c"), 72, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "finetune", 0, None, "d" * 64)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("squeezenet1_1", 3, 64)
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, model, FACTS)
+    return path, model
+
+
+def test_a_checkpoint_rebuilds_the_model_and_its_facts(saved):
+    path, model = saved
+    loaded, facts = load_checkpoint(path)
+    assert facts == FACTS
+    assert digest(loaded) == digest(model)
+    assert not loaded.training
+
+
+def test_the_same_model_gives_the_same_bytes(saved, tmp_path):
+    path, model = saved
+    save_checkpoint(tmp_path / "again", model, FACTS)
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_digest_changes_with_any_weight(saved):
+    _, model = saved
+    before = digest(model)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-6
+    assert digest(model) != before
+
+
+def test_a_missing_checkpoint_says_what_to_run(tmp_path):
+    with pytest.raises(ValueError, match="no such checkpoint; run the train stage"):
+        load_checkpoint(tmp_path / "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 100])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a checkpoint of this pipeline"):
+        load_checkpoint(path)
+
+
+def test_a_truncated_checkpoint_is_refused(saved):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a checkpoint of this pipeline"):
+        load_checkpoint(path)
+
+
+def test_weights_without_facts_are_refused(saved, tmp_path):
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(saved[0]), bare)
+    with pytest.raises(ValueError, match=r"not a checkpoint of this pipeline \('facts'\)"):
+        load_checkpoint(bare)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("features.0.weight"), "features.0.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra"),
+        (lambda state: state.update({"features.0.bias": torch.zeros(3)}), "features.0.bias"),
+        (lambda state: state["features.0.bias"].fill_(float("inf")), "features.0.bias has values that are not finite"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(saved, change, message):
+    path, model = saved
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    change(state)
+    save_file(state, path, metadata=_facts_metadata(path))
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_class_count_is_refused(saved):
+    path, model = saved
+    save_checkpoint(path, model, replace(FACTS, class_names=("a", "b")))
+    with pytest.raises(ValueError, match=r"classifier\.1"):
+        load_checkpoint(path)
+
+
+def _facts_metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()

@@ -1,0 +1,147 @@
+"""flows/doctor.py: each finding says what is wrong and what to do, and only what must be done fails."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fastapi
+import pytest
+
+from flows import doctor
+from tests import toy_project
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers as Prefect's health check does, and has one file."""
+
+    def do_GET(self) -> None:
+        self.answer(200 if self.path == "/api/health" else 404, b"true")
+
+    def do_HEAD(self) -> None:
+        self.answer(200 if self.path == "/hotdog.zip" else 404, b"")
+
+    def answer(self, code: int, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("version", "level"), [((3, 10), "fail"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "fail")])
+def test_python_is_one_that_the_project_is_tested_on(version: tuple[int, int], level: str) -> None:
+    assert doctor.check_python(version).level == level
+
+
+def test_pins_name_the_package_that_differs_and_skip_what_is_not_installed(tmp_path: Path) -> None:
+    pins = tmp_path / "constraints.txt"
+    pins.write_text(f"# comment\nfastapi=={fastapi.__version__}\npytest==0.1\nno-such-package-here==1.0\n")
+    findings = doctor.check_pins(pins)
+    assert [(finding.level, finding.subject) for finding in findings] == [("warn", "pytest"), ("ok", "pins")]
+    assert "pinned ==0.1" in findings[0].message
+    assert findings[1].message.startswith("1 package")
+
+
+def test_a_version_known_to_break_prefect_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "2.1.3")
+    pins = tmp_path / "constraints.txt"
+    pins.write_text("sqlalchemy==2.0.58\n")
+    finding = doctor.check_pins(pins)[0]
+    assert (finding.level, finding.subject) == ("fail", "sqlalchemy")
+    assert "starts no runs" in finding.message
+
+
+def test_missing_pins_fail(tmp_path: Path) -> None:
+    assert doctor.check_pins(tmp_path / "constraints.txt")[0].level == "fail"
+
+
+@pytest.mark.parametrize(
+    ("found", "has_device", "levels", "words"),
+    [
+        ({"cuda": False}, False, ["warn"], "no NVIDIA device"),
+        ({"cuda": False}, True, ["fail"], "update the driver"),
+        ({"cuda": True, "loaded": ["CUDAExecutionProvider"]}, True, ["ok", "ok"], "provider loads"),
+        ({"cuda": True, "loaded": ["CPUExecutionProvider"]}, True, ["ok", "fail"], "library is missing"),
+        ({"cuda": True, "loaded": ["CPUExecutionProvider"], "providers": []}, True, ["ok", "fail"], "without CUDA"),
+    ],
+)
+def test_a_cuda_provider_that_is_listed_but_does_not_load_fails(
+    found: dict[str, object], has_device: bool, levels: list[str], words: str
+) -> None:
+    given = {"torch": "2.15.0", "device": "H200", "providers": ["CUDAExecutionProvider"], "loaded": []} | found
+    findings = doctor.judge_runtimes(given, has_device)
+    assert [finding.level for finding in findings] == levels
+    assert words in findings[-1].message
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**9, "fail"), (5 * 10**9, "warn"), (10**12, "ok")])
+def test_disk(free: int, level: str) -> None:
+    assert doctor.check_disk(free).level == level
+
+
+def test_dvc_lock_and_remotes(tmp_path: Path) -> None:
+    toy = toy_project.create(tmp_path / "toy")
+    assert [(f.level, f.subject) for f in doctor.check_dvc(toy)] == [("ok", "dvc lock"), ("warn", "dvc remote")]
+
+    toy_project.dvc(toy, "remote", "add", "--default", "store", str(tmp_path / "store"))
+    assert doctor.check_dvc(toy)[1].level == "fail"
+    (tmp_path / "store").mkdir()
+    assert doctor.check_dvc(toy)[1].message.endswith("(default)")
+
+
+def test_a_held_dvc_lock_is_told(tmp_path: Path) -> None:
+    toy = toy_project.create(tmp_path / "toy")
+    with doctor.Repo(str(toy)) as repo, repo.lock:
+        assert doctor.check_dvc(toy)[0].level == "warn"
+
+
+def test_a_folder_that_is_no_dvc_project_fails(tmp_path: Path) -> None:
+    (finding,) = doctor.check_dvc(tmp_path)
+    assert finding.level == "fail"
+
+
+def test_the_prefect_server_answers_is_absent_or_is_something_else(address: str) -> None:
+    assert doctor.check_server(f"{address}/api").level == "ok"
+    assert doctor.check_server(f"{address}/other").level == "fail"
+    assert doctor.check_server("http://127.0.0.1:9/api").level == "warn"
+
+
+def test_sources_are_asked_where_the_download_would_ask(address: str, tmp_path: Path) -> None:
+    far = "http://user:secret@127.0.0.1:9/data/hotdog.zip"
+    refused = doctor.check_source("dataset.source", far, tmp_path, None)
+    assert refused.level == "fail"
+    assert "MIRROR_BASE" in refused.message
+    assert "secret" not in refused.message
+    assert doctor.check_source("dataset.source", far, tmp_path, address).level == "ok"
+    assert doctor.check_source("dataset.source", f"{address}/other.zip", tmp_path, None).level == "fail"
+
+
+def test_sources_by_path_and_by_name(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    assert doctor.check_source("dataset.source", "photos", tmp_path, None).level == "ok"
+    assert doctor.check_source("dataset.source", "potos", tmp_path, None).level == "fail"
+    assert doctor.check_source("dataset.source", "synthetic", tmp_path, None).level == "ok"
+    assert doctor.check_source("model.weights", "IMAGENET1K_V1", tmp_path, None).level == "ok"
+
+
+def test_the_exit_code_is_one_only_where_something_must_be_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [doctor.Finding("warn", "disk", "5.0 GB free")]
+    monkeypatch.setattr(doctor, "examine", lambda root: findings)
+    assert doctor.main() == 0
+    findings.append(doctor.Finding("fail", "python", "too old"))
+    assert doctor.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "fail  python  too old"
