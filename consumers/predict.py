@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 print(describe(name, result, class_names, options.top_k, options.json), flush=True)
     if not found:
-        print(f"error: no image in {', '.join(options.images)} (looked for {' '.join(sorted(SUFFIXES))})", file=sys.stderr)
+        print(
+            f"error: no image in {', '.join(options.images)} (looked for {' '.join(sorted(SUFFIXES))})", file=sys.stderr
+        )
         return 1
     return 1 if failed else 0
 
@@ -77,7 +79,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
     default = Path(__file__).resolve().parent.parent / "artifacts" / "model.onnx"
     parser = argparse.ArgumentParser(description="Classify images with an exported model.", fromfile_prefix_chars="@")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder (searched deeply), - for stdin, or @list")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a file, a folder (searched deeply), - for stdin, or @list"
+    )
     parser.add_argument("--model", type=Path, default=default, help="the ONNX file (default: artifacts/model.onnx)")
     parser.add_argument("--provider", choices=PROVIDERS, default="cpu", help="what computes; never falls back")
     parser.add_argument("--batch-size", type=count, default=16, help="images of one size that are run together")
@@ -186,7 +190,9 @@ def find_images(arguments: list[str]) -> Iterator[tuple[str, Path | None]]:
         if argument == "-":
             yield "-", None
         elif Path(argument).is_dir():
-            files = sorted(path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            files = sorted(
+                path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+            )
             yield from ((str(path), path) for path in files)
         else:
             yield argument, Path(argument)

@@ -57,18 +57,19 @@ def test_third_recipe_appears_without_a_published_row():
 
 def test_published_row_says_when_the_data_is_another():
     write_experiment()
-    write_params(("http://d2l-data.s3-accelerate.amazonaws.com/hotdog.zip", "synthetic"))
+    write_params(("#sha1=fba480ffa8aa7e0febbb511d181409f899b9baa5", ""))
     main()
     captions = {entry["published"]["caption"] for entry in json.loads(artifacts.COMPARISON.read_text())}
     assert captions == {"published (d2l, other data)"}
 
 
 def test_published_data_is_known_by_its_verified_checksum(tmp_path):
-    checksum = "sha1:fba480ffa8aa7e0febbb511d181409f899b9baa5"
-    assert is_published_data("../mirror/hotdog.zip", checksum)
-    assert not is_published_data("../mirror/hotdog.zip", None)
-    assert not is_published_data(str(tmp_path), checksum)  # a folder has no checksum to verify
-    assert not is_published_data("synthetic", checksum)
+    checksum = "#sha1=fba480ffa8aa7e0febbb511d181409f899b9baa5"
+    assert is_published_data(f"../mirror/hotdog.zip{checksum}")
+    assert not is_published_data("../mirror/hotdog.zip")
+    assert not is_published_data("../mirror/hotdog.zip#sha1=00")
+    assert not is_published_data(f"{tmp_path}{checksum}")  # a folder has no checksum to verify
+    assert not is_published_data("synthetic")
 
 
 def test_missing_recipe_names_the_stage_to_run():

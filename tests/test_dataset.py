@@ -41,7 +41,6 @@ def test_train_split_is_memory_mapped_and_whole(tmp_path):
     store_train(tmp_path)
     split = load_train_split(tmp_path)
     assert isinstance(split.pixels, np.memmap)
-    assert isinstance(split.pixels, np.memmap)
     assert len(split) == 3
     np.testing.assert_array_equal(split.pixels, np.load(tmp_path / "pixels.npy"))
     np.testing.assert_array_equal(split.labels, [0, 1, 0])

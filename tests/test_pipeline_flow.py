@@ -168,7 +168,7 @@ def test_addresses_and_names_are_no_local_sources(tmp_path: Path) -> None:
 def test_a_scheduled_run_is_an_experiment_and_leaves_the_branch_alone(server: str, toy: Path) -> None:
     before = (git(toy, "rev-parse", "HEAD"), git(toy, "for-each-ref", "refs/heads"))
     (toy / "source.txt").write_text("a person is editing")  # not committed: no part of the run, and not lost
-    state = run(toy, "second", experiment="nightly")
+    state = run(toy, experiment="nightly")
     assert state.is_completed(), state.message
     name = state.message.rpartition(" ")[2]
     assert name.startswith("nightly-")
@@ -181,6 +181,15 @@ def test_a_scheduled_run_is_an_experiment_and_leaves_the_branch_alone(server: st
     toy_project.dvc(toy, "exp", "apply", name)
     assert (toy / "artifacts/second").read_text() == "secondtext"
     assert state_names(run(toy, "second")) == {"first": "Cached", "second": "Cached"}
+
+    again = run(toy, experiment="again")  # the checkout was reset to the commit, the shared cache knows the results
+    assert again.message.startswith("0 ran, 6 restored, 0 cached")
+
+
+def test_an_experiment_of_a_few_targets_is_refused(server: str, toy: Path) -> None:
+    state = run(toy, "first", experiment="nightly")
+    assert state.is_failed()
+    assert "not both" in state.message
 
 
 def test_results_are_published_as_tables_and_a_picture(server: str, toy: Path) -> None:

@@ -49,6 +49,8 @@ def pipeline(
     timeout: seconds after which the running stage is stopped and the rest is skipped.
     retry_delay: seconds before a stage that exited with 75 (a fault that may pass) is tried again, twice at most.
     """
+    if experiment and targets:
+        raise ValueError("an experiment holds every stage's outs: give an experiment's name or targets, not both")
     project = Path(root).resolve()
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     try:
@@ -58,8 +60,7 @@ def pipeline(
             publish.stages([vars(outcome) for outcome in outcomes])
             publish.results(workspace)
             good = not any(outcome.state in BAD for outcome in outcomes)
-            stages = [outcome.stage for outcome in outcomes]
-            saved = nightly.save(workspace, project, experiment, stages) if experiment and good else None
+            saved = nightly.save(workspace, project, experiment) if experiment and good else None
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
     get_run_logger().info("%s", _summary(outcomes))

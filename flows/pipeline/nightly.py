@@ -38,10 +38,10 @@ def prepare(project: Path) -> Path:
     return workspace
 
 
-def save(workspace: Path, project: Path, prefix: str, stages: list[str]) -> str:
+def save(workspace: Path, project: Path, prefix: str) -> str:
     """Save the checkout's state as an experiment of the project, return its name: `nightly-20261123-020000`, in UTC."""
     name = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--name", name, *stages]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--name", name]
     process = supervise.start(command, grace=10, cwd=workspace, stdout=subprocess.DEVNULL)
     try:
         if code := process.wait():

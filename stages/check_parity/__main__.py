@@ -59,7 +59,9 @@ def report(rows: list[Row]) -> None:
     failed = [f"  {row.name}: {row.reason}" for row in rows if row.verdict == FAILED]
     if failed:
         listing = "\n".join(failed)
-        raise ValueError(f"parity: {len(failed)} of {len(rows)} rows failed, see {artifacts.PARITY.with_suffix('.md')}\n{listing}")
+        raise ValueError(
+            f"parity: {len(failed)} of {len(rows)} rows failed, see {artifacts.PARITY.with_suffix('.md')}\n{listing}"
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from stages.shared.checkpoint import Facts
 from stages.shared.files import file_digest
 
 RESIZE = {"mode": b"linear", "coordinate_transformation_mode": b"half_pixel", "antialias": 1, "exclude_outside": 1}
-RESIZE_DEFAULTS = {"mode": b"nearest", "coordinate_transformation_mode": b"half_pixel", "antialias": 0, "exclude_outside": 0}
+RESIZE_DEFAULTS = {
+    "mode": b"nearest",
+    "coordinate_transformation_mode": b"half_pixel",
+    "antialias": 0,
+    "exclude_outside": 0,
+}
 MEANING = {
     "antialias": "pixels are off by up to 137/255 without antialias",
     "exclude_outside": "the default border rule is off by up to 17/255",
@@ -35,9 +40,13 @@ def read_whole(path: Path, expected_sha256: str | None) -> ModelProto:
         model = onnx.load(path, load_external_data=False)
         onnx.checker.check_model(model, full_check=False)
     except Exception as error:  # protobuf's and the checker's exceptions share no base
-        raise ValueError(f"{path}: not a whole ONNX file ({' '.join(str(error).split()):.200}); run export again") from None
+        raise ValueError(
+            f"{path}: not a whole ONNX file ({' '.join(str(error).split()):.200}); run export again"
+        ) from None
     if any(tensor.external_data for tensor in model.graph.initializer):
-        raise ValueError(f"{path}: keeps tensors in other files, only self-contained models are accepted; run export again")
+        raise ValueError(
+            f"{path}: keeps tensors in other files, only self-contained models are accepted; run export again"
+        )
     return model
 
 
@@ -49,13 +58,17 @@ def metadata_problems(model: ModelProto, facts: Facts, weights_digest: str) -> l
     for key, value in expected.items():
         if metadata.get(key) != value:
             found = metadata.get(key)
-            problems.append(f"{key} {found and found[:12]}…, the checkpoint's is {value:.12}…: exported from another checkpoint")
+            problems.append(
+                f"{key} {found and found[:12]}…, the checkpoint's is {value:.12}…: exported from another checkpoint"
+            )
     try:
         names = json.loads(metadata.get("class_names", "null"))
     except json.JSONDecodeError:
         names = None
     if names != list(facts.class_names):
-        problems.append(f"class names are {names}, the checkpoint's are {list(facts.class_names)}: each answer would carry another's name")
+        problems.append(
+            f"class names are {names}, the checkpoint's are {list(facts.class_names)}: each answer would carry another's name"
+        )
     return problems
 
 
@@ -81,7 +94,9 @@ def _normalisation_problems(constants: Mapping[str, np.ndarray], facts: Facts) -
     problems = []
     for name, found, expected in (("mean", mean, facts.mean), ("std", std, facts.std)):
         if found.shape != (3,) or not np.allclose(found, expected, atol=1e-5):
-            problems.append(f"{name} in the graph is {np.round(found, 4).tolist()}, the checkpoint's is {list(expected)}")
+            problems.append(
+                f"{name} in the graph is {np.round(found, 4).tolist()}, the checkpoint's is {list(expected)}"
+            )
     return problems
 
 
@@ -93,7 +108,9 @@ def _resize_problems(node: NodeProto, constants: Mapping[str, np.ndarray], facts
         if value != expected:
             problems.append(f"resize has {name}={_text(value)}, expected {_text(expected)}: {MEANING[name]}")
     if constants["resize_size"].tolist() != [facts.resize, facts.resize]:
-        problems.append(f"resize to {constants['resize_size'].tolist()}, the checkpoint's is {[facts.resize, facts.resize]}")
+        problems.append(
+            f"resize to {constants['resize_size'].tolist()}, the checkpoint's is {[facts.resize, facts.resize]}"
+        )
     return problems
 
 

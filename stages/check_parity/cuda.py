@@ -19,7 +19,11 @@ def count_devices() -> tuple[int, str]:
     if initialised:
         return 0, f"cuInit returned {initialised}"
     counted = driver.cuDeviceGetCount(ctypes.byref(count))
-    return (count.value, "") if counted == 0 and count.value else (0, f"cuDeviceGetCount returned {counted}, {count.value} devices")
+    return (
+        (count.value, "")
+        if counted == 0 and count.value
+        else (0, f"cuDeviceGetCount returned {counted}, {count.value} devices")
+    )
 
 
 def provider_error(provider: str) -> str:

@@ -29,14 +29,26 @@ def image_rows(root: Path, subjects: Subjects, models: Mapping[str, ModelProto],
     for provider in ("cpu", "cuda"):
         runtime = f"ONNX Runtime {provider.upper()}"
         transform = {"runtime": runtime, "precision": "uint8", "subject": MODEL, "check": "resizes as torchvision does"}
-        pipeline = {"runtime": runtime, "precision": "fp32", "subject": MODEL, "check": "predict.py agrees with the PIL pipeline"}
+        pipeline = {
+            "runtime": runtime,
+            "precision": "fp32",
+            "subject": MODEL,
+            "check": "predict.py agrees with the PIL pipeline",
+        }
         if provider == "cuda" and not cuda.count_devices()[0]:
             rows += not_run([transform, pipeline], "no CUDA device")
         elif MODEL not in models:
-            rows += [Row(**row, verdict=FAILED, reason=f"{MODEL} cannot be read (see its file row)") for row in (transform, pipeline)]
+            rows += [
+                Row(**row, verdict=FAILED, reason=f"{MODEL} cannot be read (see its file row)")
+                for row in (transform, pipeline)
+            ]
         else:
-            rows += attempt(lambda p=provider, r=transform: [_transform_row(models[MODEL], subjects, p, r)], **transform)  # type: ignore[misc]
-            rows += attempt(lambda p=provider, r=pipeline: [_pipeline_row(root / MODEL, subjects, p, r, probability)], **pipeline)  # type: ignore[misc]
+            rows += attempt(
+                lambda p=provider, r=transform: [_transform_row(models[MODEL], subjects, p, r)], **transform
+            )  # type: ignore[misc]
+            rows += attempt(
+                lambda p=provider, r=pipeline: [_pipeline_row(root / MODEL, subjects, p, r, probability)], **pipeline
+            )  # type: ignore[misc]
     return rows
 
 
@@ -52,7 +64,11 @@ def _transform_row(model: ModelProto, subjects: Subjects, provider: str, row: di
         worst = max(worst, int(np.abs(found.astype(int) - expected).max()))
         unequal += int((found != on_cpu).sum())
     verdict = PASSED if worst <= 1 else FAILED
-    reason = "" if worst <= 1 else f"pixels are off by up to {worst}/255, at most 1/255 is rounding: the resize is another one (see the file row)"
+    reason = (
+        ""
+        if worst <= 1
+        else f"pixels are off by up to {worst}/255, at most 1/255 is rounding: the resize is another one (see the file row)"
+    )
     details = {} if provider == "cpu" else {"pixels_other_than_cpu": unequal}
     return Row(**row, verdict=verdict, reason=reason, max_error=worst / 255, limit=1 / 255, details=details)
 
@@ -67,9 +83,15 @@ def _pipeline_row(model_path: Path, subjects: Subjects, provider: str, row: dict
     margin = float((ordered[:, -1] - ordered[:, -2])[flipped].max()) if flipped.any() else 0.0
     passed = error <= limit and margin <= 2 * limit
     worst = subjects.paths[int(np.abs(found - expected).max(1).argmax())]
-    reason = "" if passed else f"probability off by {error:.2g} on {worst}, limit {limit:g}, {int(flipped.sum())} top-1 flipped"
+    reason = (
+        ""
+        if passed
+        else f"probability off by {error:.2g} on {worst}, limit {limit:g}, {int(flipped.sum())} top-1 flipped"
+    )
     details = {"top1_flips": int(flipped.sum())}
-    return Row(**row, verdict=PASSED if passed else FAILED, reason=reason, max_error=error, limit=limit, details=details)
+    return Row(
+        **row, verdict=PASSED if passed else FAILED, reason=reason, max_error=error, limit=limit, details=details
+    )
 
 
 def run_program(model_path: Path, paths: list[Path], provider: str, class_names: tuple[str, ...]) -> np.ndarray:
@@ -77,7 +99,16 @@ def run_program(model_path: Path, paths: list[Path], provider: str, class_names:
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder) / "images.txt"  # the test split may be longer than a command line
         listing.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
-        words = [sys.executable, str(PROGRAM), "--json", "--provider", provider, "--model", str(model_path), f"@{listing}"]
+        words = [
+            sys.executable,
+            str(PROGRAM),
+            "--json",
+            "--provider",
+            provider,
+            "--model",
+            str(model_path),
+            f"@{listing}",
+        ]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"{PROGRAM} ended with {done.returncode}: {done.stderr.strip():.300}")
@@ -88,9 +119,7 @@ def run_program(model_path: Path, paths: list[Path], provider: str, class_names:
 def sample_images() -> list[np.ndarray]:
     """uint8 (height, width, 3 or 4): noise, whose resize shows every wrong weight, the same in every run."""
     generator = np.random.default_rng(0)
-    return [
-        generator.integers(0, 256, (*size, channels), dtype=np.uint8) for size in SIZES for channels in (3, 4)
-    ]
+    return [generator.integers(0, 256, (*size, channels), dtype=np.uint8) for size in SIZES for channels in (3, 4)]
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:

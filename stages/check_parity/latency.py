@@ -23,15 +23,21 @@ Step = Callable[[], None]
 Path_ = tuple[Step, Callable[[], np.ndarray]]  # one timed run, and the logits it left
 
 
-def latency_rows(subjects: Subjects, models: Mapping[str, ModelProto], limits: Mapping[str, float], compiled: bool) -> list[Row]:
+def latency_rows(
+    subjects: Subjects, models: Mapping[str, ModelProto], limits: Mapping[str, float], compiled: bool
+) -> list[Row]:
     """ONNX Runtime and torch on the CPU; on CUDA also with IO binding, with a CUDA graph, and torch compiled."""
     core = models[CORE].SerializeToString() if CORE in models else None
-    on_cpu: dict[str, Callable[[np.ndarray], Path_]] = {"torch CPU eager": lambda images: _torch_path(subjects.model, images, "cpu", False)}
+    on_cpu: dict[str, Callable[[np.ndarray], Path_]] = {
+        "torch CPU eager": lambda images: _torch_path(subjects.model, images, "cpu", False)
+    }
     if core is not None:
         on_cpu |= {"ONNX Runtime CPU": lambda images: _plain_path(sessions.cpu_session(core), images)}
     rows = [row for runtime, make in on_cpu.items() for row in _timed(runtime, make, subjects, limits)]
     if compiled:
-        rows += _timed("torch CPU compiled", lambda images: _torch_path(subjects.model, images, "cpu", True), subjects, limits)
+        rows += _timed(
+            "torch CPU compiled", lambda images: _torch_path(subjects.model, images, "cpu", True), subjects, limits
+        )
     else:
         rows += not_run(_names("torch CPU compiled"), "compiling takes longer than this stage should; add --compile")
     return [*rows, *_cuda_rows(subjects, core, limits)]
@@ -45,7 +51,9 @@ def _cuda_rows(subjects: Subjects, core: bytes | None, limits: Mapping[str, floa
     if core is not None:
         makers |= {
             "ONNX Runtime CUDA": lambda images: _plain_path(sessions.cuda_session(core, tf32=False), images),
-            "ONNX Runtime CUDA, IO binding": lambda images: _bound_path(sessions.cuda_session(core, tf32=False), images),
+            "ONNX Runtime CUDA, IO binding": lambda images: _bound_path(
+                sessions.cuda_session(core, tf32=False), images
+            ),
             "ONNX Runtime CUDA, CUDA graph": lambda images: _bound_path(
                 sessions.cuda_session(core, tf32=False, cuda_graph=True), images
             ),
@@ -134,6 +142,11 @@ def _torch_path(model: torch.nn.Module, images: np.ndarray, device: str, compile
 
 def _names(runtime: str) -> list[dict[str, str]]:
     return [
-        {"runtime": runtime, "precision": "fp32", "subject": "checkpoint" if "torch" in runtime else Path(CORE).name, "check": CHECK.format(batch)}
+        {
+            "runtime": runtime,
+            "precision": "fp32",
+            "subject": "checkpoint" if "torch" in runtime else Path(CORE).name,
+            "check": CHECK.format(batch),
+        }
         for batch in BATCHES
     ]

@@ -41,14 +41,21 @@ def cpu_rows(subjects: Subjects, models: Mapping[str, ModelProto], limits: Mappi
             continue
         source = _core_of(models[name])
         limit = limits[precision]
-        rows += attempt(lambda s=source, n=named, l=limit: _session_rows(sessions.cpu_session(s), subjects, n, l, limits["fp32"]), **named, check="agrees with float64")  # type: ignore[misc]
+        rows += attempt(
+            lambda s=source, n=named, l=limit: _session_rows(sessions.cpu_session(s), subjects, n, l, limits["fp32"]),
+            **named,
+            check="agrees with float64",
+        )  # type: ignore[misc]
     return rows
 
 
 def cuda_rows(subjects: Subjects, models: Mapping[str, ModelProto], limits: Mapping[str, float]) -> list[Row]:
     """CUDA in float32, TF32 and float16, and TensorRT; each with every proof that it ran there."""
     claims = [(CORE, "fp32"), (CORE, "tf32"), (HALF, "fp16")]
-    named = [{"runtime": "ONNX Runtime CUDA", "precision": precision, "subject": Path(name).name} for name, precision in claims]
+    named = [
+        {"runtime": "ONNX Runtime CUDA", "precision": precision, "subject": Path(name).name}
+        for name, precision in claims
+    ]
     tensorrt = {"runtime": "ONNX Runtime TensorRT", "precision": "fp32", "subject": "core.onnx"}
     count, why = cuda.count_devices()
     if not count:
@@ -63,7 +70,11 @@ def cuda_rows(subjects: Subjects, models: Mapping[str, ModelProto], limits: Mapp
             rows += _absent(subjects, row)
             continue
         make = _cuda_maker(_core_of(models[name]), precision)
-        rows += attempt(lambda m=make, n=row, p=precision: _proved_rows(m, subjects, n, limits[p], limits["fp32"]), **row, check="agrees with float64")  # type: ignore[misc]
+        rows += attempt(
+            lambda m=make, n=row, p=precision: _proved_rows(m, subjects, n, limits[p], limits["fp32"]),
+            **row,
+            check="agrees with float64",
+        )  # type: ignore[misc]
     return [*rows, *_tensorrt_rows(subjects, models, tensorrt, limits)]
 
 
@@ -100,7 +111,11 @@ def _session_rows(
 
 
 def _proved_rows(
-    make: Callable[[Path], onnxruntime.InferenceSession], subjects: Subjects, named: dict[str, str], limit: float, torch_limit: float
+    make: Callable[[Path], onnxruntime.InferenceSession],
+    subjects: Subjects,
+    named: dict[str, str],
+    limit: float,
+    torch_limit: float,
 ) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         session = make(Path(folder) / "profile")
@@ -135,7 +150,12 @@ def _torch_row(subjects: Subjects, device: str, limit: float) -> Row:
 
 
 def _torch_name(device: str) -> dict[str, str]:
-    return {"runtime": f"torch {device.upper()}", "precision": "fp32", "subject": "checkpoint", "check": "agrees with float64"}
+    return {
+        "runtime": f"torch {device.upper()}",
+        "precision": "fp32",
+        "subject": "checkpoint",
+        "check": "agrees with float64",
+    }
 
 
 def _core_of(model: ModelProto) -> bytes:

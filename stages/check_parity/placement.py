@@ -9,13 +9,63 @@ from onnx import GraphProto, ModelProto, TensorProto, shape_inference
 NEWEST_OPSET = 21  # from 22 on, MaxPool's (and others') newer versions have no CUDA kernel and fall back to the CPU
 
 ANY_TYPE = {
-    *("Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Erf", "Exp", "Expand"),
-    *("Flatten", "Gather", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LRN"),
-    *("MatMul", "MaxPool", "Mul", "Pad", "Pow", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid"),
+    *(
+        "Add",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "Div",
+        "Erf",
+        "Exp",
+        "Expand",
+    ),
+    *(
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "GlobalAveragePool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LayerNormalization",
+        "LRN",
+    ),
+    *(
+        "MatMul",
+        "MaxPool",
+        "Mul",
+        "Pad",
+        "Pow",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Shape",
+        "Sigmoid",
+    ),
     *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where", "Gelu", "Not"),
 }
 NOT_ON_BYTES = {"Add", "Sub", "Mul", "Div", "Pad", "Clip", "ReduceMean", "MaxPool"}  # no uint8 kernel
-SHAPE_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast", "Where", "Range"}
+SHAPE_ARITHMETIC = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Concat",
+    "Gather",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Reshape",
+    "Cast",
+    "Where",
+    "Range",
+}
 
 
 def misplaced(model: ModelProto) -> list[str]:
@@ -23,7 +73,9 @@ def misplaced(model: ModelProto) -> list[str]:
     problems = []
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     if opset > NEWEST_OPSET:
-        problems.append(f"opset {opset} is newer than {NEWEST_OPSET}: MaxPool and others fall back to the CPU; set export.opset to 18")
+        problems.append(
+            f"opset {opset} is newer than {NEWEST_OPSET}: MaxPool and others fall back to the CPU; set export.opset to 18"
+        )
     graph = shape_inference.infer_shapes(model).graph
     types = _element_types(graph)
     from_shape = _computed_from_shapes(graph)

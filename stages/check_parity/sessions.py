@@ -34,7 +34,11 @@ def cuda_session(
 
     Raises RuntimeError naming what is not as asked.
     """
-    wanted = {"use_tf32": str(int(tf32)), "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": str(int(cuda_graph))}
+    wanted = {
+        "use_tf32": str(int(tf32)),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "enable_cuda_graph": str(int(cuda_graph)),
+    }
     session = _strict_session(model, [(CUDA, wanted)], profile)
     check_cuda(session, tf32=tf32)
     return session
@@ -62,7 +66,9 @@ def check_cuda(session: onnxruntime.InferenceSession, *, tf32: bool) -> None:
 
 def assigned(session: onnxruntime.InferenceSession) -> dict[str, int]:
     """Nodes on each provider, as ONNX Runtime placed them."""
-    return dict(Counter(graph.ep_name for graph in session.get_provider_graph_assignment_info() for _ in graph.get_nodes()))
+    return dict(
+        Counter(graph.ep_name for graph in session.get_provider_graph_assignment_info() for _ in graph.get_nodes())
+    )
 
 
 def profiled(session: onnxruntime.InferenceSession, expected: str) -> dict[str, int]:

@@ -13,7 +13,9 @@ def write_table(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
     """`path` (JSON, a DVC metric) and the same beside it as Markdown."""
     counts = Counter(row.verdict.split(":")[0] for row in rows)
     summary = {"num_passed": counts["passed"], "num_failed": counts["failed"], "num_not_run": counts["not run"]}
-    errors = {row.name: row.max_error for row in rows if row.max_error is not None and not row.check.startswith("latency")}
+    errors = {
+        row.name: row.max_error for row in rows if row.max_error is not None and not row.check.startswith("latency")
+    }
     write_json(path, {**summary, **facts, "max_error": errors, "rows": [row.as_dict() for row in rows]})
     write_text(path.with_suffix(".md"), markdown(rows, summary, facts))
 

@@ -14,7 +14,7 @@ from stages.shared.params import load_params
 
 def main() -> None:
     params = load_params()
-    same_data = is_published_data(params.dataset.source, params.dataset.checksum)
+    same_data = is_published_data(params.dataset.source)
 
     entries = [entry_of(recipe, same_data=same_data) for recipe in params.train]
     for entry in entries[1:]:

@@ -6,7 +6,7 @@ https://d2l.ai/chapter_computer-vision/fine-tuning.html; measured there on one C
 from pathlib import Path
 from typing import Any
 
-DATA_CHECKSUM = "sha1:fba480ffa8aa7e0febbb511d181409f899b9baa5"  # of d2l's hotdog.zip
+DATA_CHECKSUM = "sha1=fba480ffa8aa7e0febbb511d181409f899b9baa5"  # of d2l's hotdog.zip
 
 ROWS: dict[str, dict[str, Any]] = {
     "finetune": {"train_loss": 0.238, "train_accuracy": 0.912, "test_accuracy": 0.880, "examples_per_second": 1876.0},
@@ -22,7 +22,7 @@ def published_row(recipe: str, *, same_data: bool) -> dict[str, Any] | None:
     return {"caption": caption, "same_data": same_data, **ROWS[recipe], "device": "one CUDA GPU"}
 
 
-def is_published_data(source: str, checksum: str | None) -> bool:
-    """Whether the experiment runs on d2l's archive: by the checksum that download verifies, which folders do not have."""
-    is_archive = source != "synthetic" and not Path(source).is_dir()
-    return is_archive and checksum is not None and checksum.lower() == DATA_CHECKSUM
+def is_published_data(source: str) -> bool:
+    """Whether `dataset.source` is d2l's archive: by the checksum that download verifies, which folders do not have."""
+    address, _, checksum = source.rpartition("#")
+    return checksum.lower() == DATA_CHECKSUM and not Path(address).is_dir()

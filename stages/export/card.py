@@ -100,10 +100,17 @@ def _mistakes(predictions_path: Path) -> str:
     wrong.sort(key=lambda row: -float(row[f"p_{row['prediction']}"]))
     lines = ["## Mistakes", "", f"{len(wrong)} of {len(rows)} test images are classified wrongly."]
     if wrong:
-        lines += ["The most confident ones:", "", "| image | is | taken for | probability |", "| --- | --- | --- | --- |"]
+        lines += [
+            "The most confident ones:",
+            "",
+            "| image | is | taken for | probability |",
+            "| --- | --- | --- | --- |",
+        ]
     for row in wrong[:MAX_MISTAKES]:
         path = row["path"].replace("|", "\\|")
-        lines.append(f"| `{path}` | {row['label']} | {row['prediction']} | {float(row['p_' + row['prediction']]):.3f} |")
+        lines.append(
+            f"| `{path}` | {row['label']} | {row['prediction']} | {float(row['p_' + row['prediction']]):.3f} |"
+        )
     return "\n".join(lines)
 
 
@@ -117,10 +124,17 @@ for fairness, robustness to attacks, or any use in which a mistake does harm."""
 
 
 def _files(variants: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["## Files", "", "| file | accuracy | drop | shipped |", "| --- | --- | --- | --- |"]
+    lines = [
+        "## Files",
+        "",
+        "| file | accuracy | drop | largest error of a logit | shipped |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for variant in variants:
+        numbers = [variant[name] for name in ("accuracy", "accuracy_drop", "error")]
+        cells = " | ".join("" if value is None else f"{value:.4f}" for value in numbers)
         shipped = "yes" if variant["shipped"] else f"no: {variant['reason']}"
-        lines.append(f"| `{variant['file']}` | {variant['accuracy']:.4f} | {variant['accuracy_drop']:+.4f} | {shipped} |")
+        lines.append(f"| `{variant['file']}` | {cells} | {shipped} |")
     return "\n".join(lines)
 
 

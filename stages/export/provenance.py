@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from stages.shared.files import file_digest, read_json
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "numpy")
@@ -20,21 +22,23 @@ def git_revision() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    import onnxruntime  # its distribution's name differs between the CPU and the GPU package
-
-    return {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__} | {name: version(name) for name in PACKAGES}
+    # onnxruntime's distribution has another name for GPUs, so it is asked itself
+    return {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__} | {
+        name: version(name) for name in PACKAGES
+    }
 
 
 def digests(root: Path, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """sha256 and size of each file, by its path under `root`."""
     return {
-        path.relative_to(root).as_posix(): {"sha256": file_digest(path), "num_bytes": path.stat().st_size} for path in paths
+        path.relative_to(root).as_posix(): {"sha256": file_digest(path), "num_bytes": path.stat().st_size}
+        for path in paths
     }
 
 
-def read_source(*paths: Path) -> Mapping[str, Any] | None:
-    """The first of these JSON files that exists: what the download or pretrain stage wrote about its source."""
-    return next((read_json(path) for path in paths if path.is_file()), None)
+def read_source(path: Path) -> Mapping[str, Any] | None:
+    """What the download stage wrote about its source; None where it did not run."""
+    return read_json(path) if path.is_file() else None
 
 
 def _git(*words: str) -> str | None:

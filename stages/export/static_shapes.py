@@ -33,7 +33,9 @@ def _shape_values(model: ModelProto) -> set[str]:
     constants = {tensor.name for tensor in model.graph.initializer} | {""}
     computed: set[str] = set()
     for node in model.graph.node:
-        if node.op_type == "Shape" or (node.input and all(name in computed or name in constants for name in node.input)):
+        if node.op_type == "Shape" or (
+            node.input and all(name in computed or name in constants for name in node.input)
+        ):
             computed.update(node.output)
     return computed
 
@@ -76,14 +78,20 @@ def _token(model: ModelProto, node: NodeProto, first: np.ndarray, second: np.nda
     if not tensors or tuple(first != second) != (True, *[False] * (len(first) - 1)):
         return None
     token = numpy_helper.to_array(tensors[0])
-    fits = token.ndim == len(first) and token.shape[0] == 1 and all(f in (1, t) for f, t in zip(first[1:], token.shape[1:], strict=True))
+    fits = (
+        token.ndim == len(first)
+        and token.shape[0] == 1
+        and all(f in (1, t) for f, t in zip(first[1:], token.shape[1:], strict=True))
+    )
     return token if fits else None
 
 
 def _expand_token(model: ModelProto, node: NodeProto, token: np.ndarray, input_name: str) -> list[NodeProto]:
     """Repeat along a last axis, whose target is the batch alone (no arithmetic on it), and move that axis to the front."""
     output = node.output[0]
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(np.moveaxis(token, 0, -1)), f"{output}_token"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.ascontiguousarray(np.moveaxis(token, 0, -1)), f"{output}_token")
+    )
     return [
         helper.make_node("Shape", [input_name], [f"{output}_batch"], start=0, end=1),
         helper.make_node("Expand", [f"{output}_token", f"{output}_batch"], [f"{output}_last"]),
