@@ -99,13 +99,15 @@ class Serving:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
         env |= {"PYTHONPATH": str(ROOT), "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
         command = [sys.executable, "-m", "flows.serve", str(schedule)]
-        with (root / ".cache-serve.log").open("a") as log:
+        with (root / ".cache-serve.log").open("w") as log:
             self.process = subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log)
-        wait_until(lambda: self.alive() and self.deployments(), 240, f"the deployment is served; {self.log()}")
+        wait_until(
+            lambda: self.alive() and "deployments are being served" in self.log(), 240, "the deployment is served"
+        )
 
     def alive(self) -> bool:
         assert self.process.poll() is None, self.log()
-        return serve.answers(f"http://127.0.0.1:{self.port}/api")
+        return True
 
     def log(self) -> str:
         return (self.root / ".cache-serve.log").read_text()[-3000:]

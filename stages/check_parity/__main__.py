@@ -32,7 +32,7 @@ def main(*options: str) -> None:
     rows += cpu_rows(subjects, models, limits)
     rows += cuda_rows(subjects, models, limits)
     rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
-    rows += latency_rows(subjects, models, limits, compiled="--compile" in options)
+    rows += latency_rows(subjects, models, limits["fp32"], compiled_on_cpu="--compile" in options)
     if "--require-gpu" in options:
         rows = [require_gpu(row) for row in rows]
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -55,8 +55,8 @@ def require_gpu(row: Row) -> Row:
 def report(rows: list[Row]) -> None:
     """Print every row; raise ValueError naming those that failed."""
     for row in rows:
-        print(f"{row.verdict:<24.24} {row.name}", flush=True)
-    failed = [f"  {row.name}: {row.reason}" for row in rows if row.verdict == FAILED]
+        print(f"{row.verdict:<24.24} {row.claim.name}", flush=True)
+    failed = [f"  {row.claim.name}: {row.reason}" for row in rows if row.verdict == FAILED]
     if failed:
         listing = "\n".join(failed)
         raise ValueError(

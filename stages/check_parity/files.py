@@ -5,7 +5,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from stages.check_parity.contract import metadata_problems, read_whole, transform_problems
-from stages.check_parity.judge import FAILED, PASSED, Row, not_run
+from stages.check_parity.judge import FAILED, PASSED, Claim, Row, not_run
 from stages.check_parity.placement import misplaced
 from stages.check_parity.subjects import Subjects
 
@@ -16,32 +16,30 @@ FOR_CUDA = ("model.onnx", "export/core.onnx", "export/core.fp16.onnx")
 
 def check_files(root: Path, subjects: Subjects) -> tuple[list[Row], dict[str, ModelProto]]:
     """A row or two a file, and the files that could be read, by their name under `root`."""
-    rows, models = [], {}
+    rows: list[Row] = []
+    models: dict[str, ModelProto] = {}
     for name in FILES:
-        row = {"runtime": "file", "precision": "", "subject": Path(name).name, "check": "describes this checkpoint"}
-        if Path(name).name in subjects.not_shipped:
-            rows += not_run([row], "not shipped", subjects.not_shipped[Path(name).name])
+        subject = Path(name).name
+        claim = Claim("file", "", subject, "is whole and describes this checkpoint")
+        if subject in subjects.not_shipped:
+            rows += not_run([claim], "not shipped", subjects.not_shipped[subject])
             continue
         try:
-            model = read_whole(root / name, subjects.sha256.get(name))
+            models[name] = read_whole(root / name, subjects.sha256.get(name))
         except ValueError as error:
-            rows.append(Row(**row, verdict=FAILED, reason=str(error)))
+            rows.append(Row(claim, FAILED, str(error)))
             continue
-        models[name] = model
-        rows.append(_contract_row(model, name, subjects, row))
+        rows.append(_row(claim, _contract_problems(models[name], name, subjects)))
         if name in FOR_CUDA:
-            rows.append(_placement_row(model, row))
+            placed = Claim("placement rule", "", subject, "every node can be placed on CUDA")
+            rows.append(_row(placed, misplaced(models[name])))
     return rows, models
 
 
-def _contract_row(model: ModelProto, name: str, subjects: Subjects, row: dict[str, str]) -> Row:
+def _contract_problems(model: ModelProto, name: str, subjects: Subjects) -> list[str]:
     problems = metadata_problems(model, subjects.facts, subjects.weights_digest)
-    if name in WITH_TRANSFORM:
-        problems += transform_problems(model, subjects.facts)
-    return Row(**row, verdict=FAILED if problems else PASSED, reason="; ".join(problems))
+    return problems + transform_problems(model, subjects.facts) if name in WITH_TRANSFORM else problems
 
 
-def _placement_row(model: ModelProto, row: dict[str, str]) -> Row:
-    problems = misplaced(model)
-    placed = row | {"runtime": "placement rule", "check": "every node can be placed on CUDA"}
-    return Row(**placed, verdict=FAILED if problems else PASSED, reason="; ".join(problems))
+def _row(claim: Claim, problems: list[str]) -> Row:
+    return Row(claim, FAILED if problems else PASSED, "; ".join(problems))

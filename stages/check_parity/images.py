@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, helper
 
 from stages.check_parity import cuda, sessions
-from stages.check_parity.judge import FAILED, PASSED, Row, attempt, not_run
+from stages.check_parity.judge import FAILED, PASSED, Claim, Row, attempt, not_run, unreadable
 from stages.check_parity.subjects import Subjects
 from stages.shared.metrics import softmax
 from stages.shared.transforms import resize_center_crop
@@ -28,70 +29,48 @@ def image_rows(root: Path, subjects: Subjects, models: Mapping[str, ModelProto],
     rows = []
     for provider in ("cpu", "cuda"):
         runtime = f"ONNX Runtime {provider.upper()}"
-        transform = {"runtime": runtime, "precision": "uint8", "subject": MODEL, "check": "resizes as torchvision does"}
-        pipeline = {
-            "runtime": runtime,
-            "precision": "fp32",
-            "subject": MODEL,
-            "check": "predict.py agrees with the PIL pipeline",
-        }
+        transform = Claim(runtime, "uint8", MODEL, "resizes as torchvision does")
+        pipeline = Claim(runtime, "fp32", MODEL, "predict.py agrees with the PIL pipeline")
         if provider == "cuda" and not cuda.count_devices()[0]:
             rows += not_run([transform, pipeline], "no CUDA device")
         elif MODEL not in models:
-            rows += [
-                Row(**row, verdict=FAILED, reason=f"{MODEL} cannot be read (see its file row)")
-                for row in (transform, pipeline)
-            ]
+            rows += unreadable([transform, pipeline])
         else:
-            rows += attempt(
-                lambda p=provider, r=transform: [_transform_row(models[MODEL], subjects, p, r)], **transform
-            )  # type: ignore[misc]
-            rows += attempt(
-                lambda p=provider, r=pipeline: [_pipeline_row(root / MODEL, subjects, p, r, probability)], **pipeline
-            )  # type: ignore[misc]
+            rows += attempt(transform, partial(_transform_rows, transform, models[MODEL], subjects, provider))
+            rows += attempt(pipeline, partial(_pipeline_rows, pipeline, root / MODEL, subjects, provider, probability))
     return rows
 
 
-def _transform_row(model: ModelProto, subjects: Subjects, provider: str, row: dict[str, str]) -> Row:
-    """Opaque and transparent noise and ramps of odd sizes, through the graph and through torchvision; in steps of 1/255."""
+def _transform_rows(claim: Claim, model: ModelProto, subjects: Subjects, provider: str) -> list[Row]:
+    """Opaque and transparent noise of odd sizes, through the graph and through torchvision; in steps of 1/255."""
     graph = _up_to_pixels(model)
-    session = sessions.cpu_session(graph) if provider == "cpu" else sessions.cuda_session(graph, tf32=False)
-    cpu = session if provider == "cpu" else sessions.cpu_session(graph)
+    cpu = sessions.cpu_session(graph)
+    session = cpu if provider == "cpu" else sessions.cuda_session(graph, tf32=False)
     worst, unequal = 0, 0
     for image in sample_images():
         found, on_cpu = _pixels(session, image), _pixels(cpu, image)
         expected = resize_center_crop(_on_white(image), subjects.facts.resize, subjects.facts.crop)
         worst = max(worst, int(np.abs(found.astype(int) - expected).max()))
         unequal += int((found != on_cpu).sum())
-    verdict = PASSED if worst <= 1 else FAILED
-    reason = (
-        ""
-        if worst <= 1
-        else f"pixels are off by up to {worst}/255, at most 1/255 is rounding: the resize is another one (see the file row)"
-    )
+    off = f"pixels are off by up to {worst}/255, 1/255 is rounding: it resizes in another way (see the file row)"
     details = {} if provider == "cpu" else {"pixels_other_than_cpu": unequal}
-    return Row(**row, verdict=verdict, reason=reason, max_error=worst / 255, limit=1 / 255, details=details)
+    verdict, reason = (PASSED, "") if worst <= 1 else (FAILED, off)
+    return [Row(claim, verdict, reason, worst / 255, 1 / 255, details)]
 
 
-def _pipeline_row(model_path: Path, subjects: Subjects, provider: str, row: dict[str, str], limit: float) -> Row:
+def _pipeline_rows(claim: Claim, model_path: Path, subjects: Subjects, provider: str, limit: float) -> list[Row]:
     """From the test files' bytes to probabilities by the program that users get, against the stored float64 logits."""
     found = run_program(model_path, subjects.paths, provider, subjects.facts.class_names)
     expected = softmax(subjects.float64)
-    error = float(np.abs(found - expected).max())
+    errors = np.abs(found - expected).max(1)
+    error, worst = float(errors.max()), subjects.paths[int(errors.argmax())]
     ordered = np.sort(expected, axis=1)
     flipped = found.argmax(1) != expected.argmax(1)
     margin = float((ordered[:, -1] - ordered[:, -2])[flipped].max()) if flipped.any() else 0.0
-    passed = error <= limit and margin <= 2 * limit
-    worst = subjects.paths[int(np.abs(found - expected).max(1).argmax())]
-    reason = (
-        ""
-        if passed
-        else f"probability off by {error:.2g} on {worst}, limit {limit:g}, {int(flipped.sum())} top-1 flipped"
-    )
-    details = {"top1_flips": int(flipped.sum())}
-    return Row(
-        **row, verdict=PASSED if passed else FAILED, reason=reason, max_error=error, limit=limit, details=details
-    )
+    flips = int(flipped.sum())
+    off = f"probability off by {error:.2g} on {worst}, limit {limit:g}, {flips} top-1 flipped"
+    verdict, reason = (PASSED, "") if error <= limit and margin <= 2 * limit else (FAILED, off)
+    return [Row(claim, verdict, reason, error, limit, {"top1_flips": flips})]
 
 
 def run_program(model_path: Path, paths: list[Path], provider: str, class_names: tuple[str, ...]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Verdicts: one row a claim, and how far from the reference is too far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,24 +13,29 @@ NO_DEVICE = "not run: no CUDA device"
 
 
 @dataclass(frozen=True)
-class Row:
-    runtime: str  # what executed, as `ONNX Runtime CUDA`
+class Claim:
+    runtime: str  # what executes, as `ONNX Runtime CUDA`
     precision: str
     subject: str  # the file or checkpoint judged
-    check: str  # what was claimed of it
+    check: str  # what is claimed of it
+
+    @property
+    def name(self) -> str:
+        return f"{', '.join(word for word in (self.runtime, self.precision, self.subject) if word)}: {self.check}"
+
+
+@dataclass(frozen=True)
+class Row:
+    claim: Claim
     verdict: str  # passed, failed, or `not run: <why>`
     reason: str = ""
     max_error: float | None = None
     limit: float | None = None
     details: dict[str, Any] = field(default_factory=dict)  # numbers that no limit is set on
 
-    @property
-    def name(self) -> str:
-        return f"{self.runtime}, {self.precision}, {self.subject}: {self.check}"
-
     def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values | values.pop("details")
+        numbers = {"max_error": self.max_error, "limit": self.limit, **self.details}
+        return {**asdict(self.claim), "verdict": self.verdict, "reason": self.reason, **numbers}
 
 
 @dataclass(frozen=True)
@@ -66,29 +71,37 @@ def within(found: Distance, limit: float) -> bool:
     return found.error <= limit and found.flip_margin <= 2 * limit
 
 
-def judge(found: Distance, limit: float, *, torch_error: float, torch_limit: float, **row: str) -> Row:
+def judge(claim: Claim, found: Distance, limit: float, *, torch_error: float, torch_limit: float) -> Row:
     """A row on logits against float64; the reason says whether torch's own float32 is off as well."""
-    numbers: dict[str, Any] = {"max_error": _finite(found.error), "limit": limit, "details": found.as_dict()}
+    error, details = _finite(found.error), found.as_dict()
     if within(found, limit):
-        return Row(**row, verdict=PASSED, **numbers)
+        return Row(claim, PASSED, "", error, limit, details)
     off = f"error {found.error:.2g} against float64 is over the limit {limit:g}, {found.flips} top-1 flipped"
     if torch_error > torch_limit:
-        guilty = f"torch float32 is off as well ({torch_error:.2g}): suspect the checkpoint or the reference, run export again"
+        guilty = (
+            f"torch float32 is off too ({torch_error:.2g}): suspect the checkpoint or the reference, run export again"
+        )
     else:
-        guilty = f"torch float32 is not ({torch_error:.2g}): {row['runtime']} or {row['subject']} is at fault"
-    return Row(**row, verdict=FAILED, reason=f"{off}; {guilty}", **numbers)
+        guilty = (
+            f"torch float32 is not ({torch_error:.2g}): {claim.runtime} or the weights in {claim.subject} are at fault"
+        )
+    return Row(claim, FAILED, f"{off}; {guilty}", error, limit, details)
 
 
-def attempt(make: Callable[[], list[Row]], **row: str) -> list[Row]:
-    """`make`'s rows; an exception of a runtime becomes a failed row, so that the table is complete before the stage fails."""
+def attempt(claim: Claim, make: Callable[[], list[Row]]) -> list[Row]:
+    """`make`'s rows; an exception of a runtime becomes a failed row, so that the table is whole before the stage fails."""
     try:
         return make()
     except Exception as error:  # onnxruntime's and torch's exceptions share no base
-        return [Row(**row, verdict=FAILED, reason=f"{type(error).__name__}: {' '.join(str(error).split()):.400}")]
+        return [Row(claim, FAILED, f"{type(error).__name__}: {' '.join(str(error).split()):.400}")]
 
 
-def not_run(rows: list[dict[str, str]], why: str, detail: str = "") -> list[Row]:
-    return [Row(**row, verdict=f"not run: {why}", reason=detail) for row in rows]
+def not_run(claims: Iterable[Claim], why: str, detail: str = "") -> list[Row]:
+    return [Row(claim, f"not run: {why}", detail) for claim in claims]
+
+
+def unreadable(claims: Iterable[Claim]) -> list[Row]:
+    return [Row(claim, FAILED, f"{claim.subject} cannot be read (see its file row)") for claim in claims]
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,82 +11,82 @@ import torch
 from onnx import ModelProto
 
 from stages.check_parity import cuda, sessions
-from stages.check_parity.judge import Row, attempt, distance, judge, not_run
+from stages.check_parity.judge import Claim, Row, attempt, distance, judge, not_run
 from stages.check_parity.logits import CORE
 from stages.check_parity.subjects import Subjects
 
 BATCHES = (1, 32)
 SECONDS = 0.4  # of timed runs a row
 MIN_RUNS, MAX_RUNS, WARMUPS = 3, 200, 3
-CHECK = "latency, batch {}"
 
-Step = Callable[[], None]
-Path_ = tuple[Step, Callable[[], np.ndarray]]  # one timed run, and the logits it left
+Step = Callable[[], None]  # one timed run
+Timed = tuple[Step, Callable[[], np.ndarray]]  # and the logits (batch, classes) that it left
+Make = Callable[[np.ndarray], Timed]  # for images float32 (batch, 3, crop, crop)
 
 
 def latency_rows(
-    subjects: Subjects, models: Mapping[str, ModelProto], limits: Mapping[str, float], compiled: bool
+    subjects: Subjects, models: Mapping[str, ModelProto], limit: float, *, compiled_on_cpu: bool
 ) -> list[Row]:
     """ONNX Runtime and torch on the CPU; on CUDA also with IO binding, with a CUDA graph, and torch compiled."""
     core = models[CORE].SerializeToString() if CORE in models else None
-    on_cpu: dict[str, Callable[[np.ndarray], Path_]] = {
-        "torch CPU eager": lambda images: _torch_path(subjects.model, images, "cpu", False)
-    }
-    if core is not None:
-        on_cpu |= {"ONNX Runtime CPU": lambda images: _plain_path(sessions.cpu_session(core), images)}
-    rows = [row for runtime, make in on_cpu.items() for row in _timed(runtime, make, subjects, limits)]
-    if compiled:
-        rows += _timed(
-            "torch CPU compiled", lambda images: _torch_path(subjects.model, images, "cpu", True), subjects, limits
-        )
-    else:
-        rows += not_run(_names("torch CPU compiled"), "compiling takes longer than this stage should; add --compile")
-    return [*rows, *_cuda_rows(subjects, core, limits)]
-
-
-def _cuda_rows(subjects: Subjects, core: bytes | None, limits: Mapping[str, float]) -> list[Row]:
-    makers: dict[str, Callable[[np.ndarray], Path_]] = {
-        "torch CUDA eager": lambda images: _torch_path(subjects.model, images, "cuda", False),
-        "torch CUDA compiled": lambda images: _torch_path(subjects.model, images, "cuda", True),
-    }
-    if core is not None:
-        makers |= {
-            "ONNX Runtime CUDA": lambda images: _plain_path(sessions.cuda_session(core, tf32=False), images),
-            "ONNX Runtime CUDA, IO binding": lambda images: _bound_path(
-                sessions.cuda_session(core, tf32=False), images
-            ),
-            "ONNX Runtime CUDA, CUDA graph": lambda images: _bound_path(
-                sessions.cuda_session(core, tf32=False, cuda_graph=True), images
-            ),
-        }
-    if not cuda.count_devices()[0]:
-        return not_run([name for runtime in makers for name in _names(runtime)], "no CUDA device")
-    return [row for runtime, make in makers.items() for row in _timed(runtime, make, subjects, limits)]
-
-
-def _timed(
-    runtime: str, make: Callable[[np.ndarray], Path_], subjects: Subjects, limits: Mapping[str, float]
-) -> list[Row]:
     rows = []
-    for name, batch in zip(_names(runtime), BATCHES, strict=True):
-        images = subjects.images[np.arange(batch) % len(subjects.images)]
-        reference = subjects.float64[np.arange(batch) % len(subjects.images)]
-        rows += attempt(lambda n=name, i=images, r=reference: [_row(make(i), r, n, subjects, limits["fp32"])], **name)  # type: ignore[misc]
+    for runtime, make in {**_torch_makers(subjects), **(_onnx_makers(core) if core else {})}.items():
+        if "CUDA" in runtime and not cuda.count_devices()[0]:
+            rows += not_run(_claims(runtime), "no CUDA device")
+        elif runtime == "torch CPU compiled" and not compiled_on_cpu:
+            rows += not_run(_claims(runtime), "compiling takes longer than this stage should; add --compile")
+        else:
+            rows += [row for claim in _claims(runtime) for row in _timed(claim, make, subjects, limit)]
     return rows
 
 
-def _row(path: Path_, reference: np.ndarray, name: dict[str, str], subjects: Subjects, limit: float) -> Row:
-    step, answer = path
-    seconds = _measure(step)
-    torch_error = distance(subjects.float32, subjects.float64).error
-    row = judge(distance(answer(), reference), limit, torch_error=torch_error, torch_limit=limit, **name)
-    row.details.update(
-        p50_ms=round(1000 * float(np.percentile(seconds, 50)), 3),
-        p99_ms=round(1000 * float(np.percentile(seconds, 99)), 3),
-        images_per_second=round(len(reference) / float(np.percentile(seconds, 50)), 1),
-        runs=len(seconds),
-    )
-    return row
+def _torch_makers(subjects: Subjects) -> dict[str, Make]:
+    return {
+        "torch CPU eager": partial(_torch_run, subjects.model, "cpu", False),
+        "torch CPU compiled": partial(_torch_run, subjects.model, "cpu", True),
+        "torch CUDA eager": partial(_torch_run, subjects.model, "cuda", False),
+        "torch CUDA compiled": partial(_torch_run, subjects.model, "cuda", True),
+    }
+
+
+def _onnx_makers(core: bytes) -> dict[str, Make]:
+    on_cuda = partial(sessions.cuda_session, core, tf32=False)
+    return {
+        "ONNX Runtime CPU": lambda images: _plain_run(sessions.cpu_session(core), images),
+        "ONNX Runtime CUDA": lambda images: _plain_run(on_cuda(), images),
+        "ONNX Runtime CUDA, IO binding": lambda images: _bound_run(on_cuda(), images),
+        "ONNX Runtime CUDA, CUDA graph": lambda images: _bound_run(on_cuda(cuda_graph=True), images),
+    }
+
+
+def _claims(runtime: str) -> list[Claim]:
+    subject = "checkpoint" if runtime.startswith("torch") else Path(CORE).name
+    return [Claim(runtime, "fp32", subject, f"latency, batch {batch}") for batch in BATCHES]
+
+
+def _timed(claim: Claim, make: Make, subjects: Subjects, limit: float) -> list[Row]:
+    chosen = np.arange(int(claim.check.rsplit(" ", 1)[1])) % len(subjects.images)
+
+    def rows() -> list[Row]:
+        step, answer = make(subjects.images[chosen])
+        seconds = _measure(step)
+        torch_error = distance(subjects.float32, subjects.float64).error
+        found = distance(answer(), subjects.float64[chosen])
+        row = judge(claim, found, limit, torch_error=torch_error, torch_limit=limit)
+        row.details.update(_summary(seconds, len(chosen)))
+        return [row]
+
+    return attempt(claim, rows)
+
+
+def _summary(seconds: list[float], batch: int) -> dict[str, float]:
+    p50, p99 = (float(np.percentile(seconds, q)) for q in (50, 99))
+    return {
+        "p50_ms": round(1000 * p50, 3),
+        "p99_ms": round(1000 * p99, 3),
+        "images_per_second": round(batch / p50, 1),
+        "runs": len(seconds),
+    }
 
 
 def _measure(step: Step) -> list[float]:
@@ -99,7 +100,7 @@ def _measure(step: Step) -> list[float]:
     return seconds
 
 
-def _plain_path(session: onnxruntime.InferenceSession, images: np.ndarray) -> Path_:
+def _plain_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Timed:
     feed, answers = {session.get_inputs()[0].name: images}, [np.empty(0)]
 
     def step() -> None:
@@ -108,7 +109,7 @@ def _plain_path(session: onnxruntime.InferenceSession, images: np.ndarray) -> Pa
     return step, lambda: answers[0]
 
 
-def _bound_path(session: onnxruntime.InferenceSession, images: np.ndarray) -> Path_:
+def _bound_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Timed:
     """Input and output stay on the device, at fixed addresses, which a CUDA graph needs."""
     num_classes = session.get_outputs()[0].shape[1]
     source = onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)
@@ -124,7 +125,7 @@ def _bound_path(session: onnxruntime.InferenceSession, images: np.ndarray) -> Pa
     return step, target.numpy
 
 
-def _torch_path(model: torch.nn.Module, images: np.ndarray, device: str, compiled: bool) -> Path_:
+def _torch_run(model: torch.nn.Module, device: str, compiled: bool, images: np.ndarray) -> Timed:
     """Input and output stay on the device."""
     model = model.to(device=device, dtype=torch.float32)
     call = torch.compile(model, mode="reduce-overhead" if device == "cuda" else "default") if compiled else model
@@ -138,15 +139,3 @@ def _torch_path(model: torch.nn.Module, images: np.ndarray, device: str, compile
             torch.cuda.synchronize()
 
     return step, lambda: answers[0].float().cpu().numpy()
-
-
-def _names(runtime: str) -> list[dict[str, str]]:
-    return [
-        {
-            "runtime": runtime,
-            "precision": "fp32",
-            "subject": "checkpoint" if "torch" in runtime else Path(CORE).name,
-            "check": CHECK.format(batch),
-        }
-        for batch in BATCHES
-    ]

@@ -4,11 +4,11 @@ Source: onnxruntime's docs/OperatorKernels.md (CUDAExecutionProvider) and shared
 listed here is reported: add it once it has been seen on CUDA.
 """
 
-from onnx import GraphProto, ModelProto, TensorProto, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto
 
 NEWEST_OPSET = 21  # from 22 on, MaxPool's (and others') newer versions have no CUDA kernel and fall back to the CPU
 
-ANY_TYPE = {
+ON_CUDA = {
     *(
         "Add",
         "AveragePool",
@@ -50,7 +50,6 @@ ANY_TYPE = {
     ),
     *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where", "Gelu", "Not"),
 }
-NOT_ON_BYTES = {"Add", "Sub", "Mul", "Div", "Pad", "Clip", "ReduceMean", "MaxPool"}  # no uint8 kernel
 SHAPE_ARITHMETIC = {
     "Add",
     "Sub",
@@ -76,15 +75,11 @@ def misplaced(model: ModelProto) -> list[str]:
         problems.append(
             f"opset {opset} is newer than {NEWEST_OPSET}: MaxPool and others fall back to the CPU; set export.opset to 18"
         )
-    graph = shape_inference.infer_shapes(model).graph
-    types = _element_types(graph)
+    graph = model.graph
     from_shape = _computed_from_shapes(graph)
     for node in graph.node:
-        kinds = {types.get(name) for name in node.input[:1]}
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ANY_TYPE:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in ON_CUDA:
             problems.append(f"{node.op_type}: no CUDA kernel is known for it")
-        elif TensorProto.UINT8 in kinds and node.op_type in NOT_ON_BYTES:
-            problems.append(f"{node.op_type} on uint8: no CUDA kernel")
         elif node.op_type == "Resize" and not _resizes_nchw(node):
             problems.append("Resize of other axes than 2 and 3: CUDA resizes NCHW only")
         elif node.op_type in SHAPE_ARITHMETIC and from_shape.issuperset(node.output):
@@ -92,14 +87,9 @@ def misplaced(model: ModelProto) -> list[str]:
     return sorted(set(problems))
 
 
-def _resizes_nchw(node) -> bool:  # type: ignore[no-untyped-def]  # onnx has no stub for NodeProto's attributes
+def _resizes_nchw(node: NodeProto) -> bool:
     axes = [list(attribute.ints) for attribute in node.attribute if attribute.name == "axes"]
     return not axes or axes[0] == [2, 3]
-
-
-def _element_types(graph: GraphProto) -> dict[str, int]:
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def _computed_from_shapes(graph: GraphProto) -> set[str]:

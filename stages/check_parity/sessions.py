@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,6 @@ import numpy as np
 import onnxruntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What shows that a session ran where it should."""
-
-    nodes: dict[str, int]  # nodes assigned to each provider
-    kernels: dict[str, int]  # kernels that the profiler saw on each provider
 
 
 def cpu_session(model: Path | bytes) -> onnxruntime.InferenceSession:
@@ -44,10 +35,9 @@ def cuda_session(
     return session
 
 
-def tensorrt_session(model: Path | bytes, *, half: bool) -> onnxruntime.InferenceSession:
+def tensorrt_session(model: Path | bytes) -> onnxruntime.InferenceSession:
     """TensorRT, and CUDA for the nodes that it does not take. Raises RuntimeError when TensorRT took none."""
-    wanted = {"trt_fp16_enable": str(half), "trt_timing_cache_enable": "False"}
-    session = _strict_session(model, [(TENSORRT, wanted), (CUDA, {"use_tf32": "0"})], None)
+    session = _strict_session(model, [(TENSORRT, {}), (CUDA, {"use_tf32": "0"})], None)
     if TENSORRT not in assigned(session):
         raise RuntimeError(f"TensorRT took no node: {assigned(session)}")
     return session
@@ -71,18 +61,20 @@ def assigned(session: onnxruntime.InferenceSession) -> dict[str, int]:
     )
 
 
-def profiled(session: onnxruntime.InferenceSession, expected: str) -> dict[str, int]:
-    """End the session's profile and count its kernels on each provider. Raises RuntimeError when any ran elsewhere."""
-    path = Path(session.end_profiling())
-    try:
-        events = json.loads(path.read_text(encoding="utf-8"))
-    finally:
-        path.unlink(missing_ok=True)
+def end_proof(session: onnxruntime.InferenceSession) -> dict[str, dict[str, int]]:
+    """Of a session that was opened with a profile: where its nodes were placed and its kernels ran.
+
+    Raises RuntimeError when any kernel ran elsewhere than on the session's first provider. Empty without a profile.
+    """
+    if not session.get_session_options().enable_profiling:
+        return {}
+    path, expected = Path(session.end_profiling()), session.get_providers()[0]
+    events = json.loads(path.read_text(encoding="utf-8"))
     ran = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("kernel_time")]
     kernels = dict(Counter(str(event["args"].get("provider")) for event in ran))
     if set(kernels) != {expected}:
         raise RuntimeError(f"the profile shows kernels on {kernels or 'nothing'}, expected {expected} alone")
-    return kernels
+    return {"nodes": assigned(session), "kernels": kernels}
 
 
 def run_all(session: onnxruntime.InferenceSession, images: np.ndarray, batch_size: int) -> np.ndarray:

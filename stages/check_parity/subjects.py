@@ -75,7 +75,7 @@ def _read_reference(path: Path, weights_digest: str, crops: np.ndarray) -> dict[
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a whole reference ({error}); run export again") from None
     found = {"weights": facts["weights_digest"], "crops": facts["crops_sha256"]}
-    expected = {"weights": weights_digest, "crops": hashlib.sha256(np.ascontiguousarray(crops)).hexdigest()}
+    expected = {"weights": weights_digest, "crops": hashlib.sha256(np.ascontiguousarray(crops).data).hexdigest()}
     for name, value in expected.items():
         if found[name] != value:
             raise ValueError(f"{path}: made from other {name} ({found[name]:.12}…, now {value:.12}…); run export again")

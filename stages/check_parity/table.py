@@ -14,15 +14,17 @@ def write_table(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
     counts = Counter(row.verdict.split(":")[0] for row in rows)
     summary = {"num_passed": counts["passed"], "num_failed": counts["failed"], "num_not_run": counts["not run"]}
     errors = {
-        row.name: row.max_error for row in rows if row.max_error is not None and not row.check.startswith("latency")
+        row.claim.name: row.max_error
+        for row in rows
+        if row.max_error is not None and not row.claim.check.startswith("latency")
     }
     write_json(path, {**summary, **facts, "max_error": errors, "rows": [row.as_dict() for row in rows]})
     write_text(path.with_suffix(".md"), markdown(rows, summary, facts))
 
 
 def markdown(rows: Sequence[Row], summary: dict[str, int], facts: dict[str, Any]) -> str:
-    claims = [row for row in rows if not row.check.startswith("latency")]
-    timed = [row for row in rows if row.check.startswith("latency")]
+    claims = [row for row in rows if not row.claim.check.startswith("latency")]
+    timed = [row for row in rows if row.claim.check.startswith("latency")]
     lines = [
         "# Parity",
         "",
@@ -45,9 +47,9 @@ def markdown(rows: Sequence[Row], summary: dict[str, int], facts: dict[str, Any]
 def _claim(row: Row) -> str:
     error, limit = ("" if value is None else f"{value:.2g}" for value in (row.max_error, row.limit))
     remark = row.reason.replace("|", "\\|")
-    return f"| {row.runtime} | {row.precision} | {row.subject} | {row.check} | {row.verdict} | {error} | {limit} | {remark} |"
+    return f"| {row.claim.runtime} | {row.claim.precision} | {row.claim.subject} | {row.claim.check} | {row.verdict} | {error} | {limit} | {remark} |"
 
 
 def _timing(row: Row) -> str:
     numbers = " | ".join(str(row.details.get(name, "")) for name in ("p50_ms", "p99_ms", "images_per_second"))
-    return f"| {row.runtime} | {row.check} | {row.verdict} | {numbers} |"
+    return f"| {row.claim.runtime} | {row.claim.check} | {row.verdict} | {numbers} |"

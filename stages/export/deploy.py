@@ -87,7 +87,8 @@ def _composite_on_white(constants: dict[str, np.ndarray]) -> list[NodeProto]:
             helper.make_node("Gather", [IMAGE, f"channel_{channel}"], [f"flat_{channel}"], axis=3),
             helper.make_node("Unsqueeze", [f"flat_{channel}", "channel_axis"], [f"plane_{channel}"]),
         ]
-    return nodes + [
+    return [
+        *nodes,
         helper.make_node("Concat", [f"plane_{channel}" for channel in range(3)], ["planes"], axis=1, name="stack_rgb"),
         helper.make_node("Cast", ["planes"], ["planes_float"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["planes_float", "white"], ["below_white"]),
@@ -123,7 +124,7 @@ def _normalize() -> list[NodeProto]:
 
 
 def _softmax_graph(num_classes: int) -> "helper.GraphProto":
-    shape = ["batch", num_classes]
+    shape: list[str | int | None] = ["batch", num_classes]
     return helper.make_graph(
         [helper.make_node("Softmax", ["logits_in"], [PROBABILITIES], axis=-1, name="softmax")],
         "softmax",

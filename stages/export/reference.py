@@ -6,6 +6,7 @@ preprocess/test/pixels.npy, a tracked output already, and a hundred megabytes fo
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,12 @@ from stages.shared.inference import predict_logits
 def compute_reference(model: nn.Module, crops: np.ndarray, facts: Facts) -> dict[str, np.ndarray]:
     """Logits (images, classes): `float64` and `float32` by torch on the CPU; `float32_cuda` (TF32 off) where there is a device."""
     cpu = torch.device("cpu")
-    constants = {"mean": facts.mean, "std": facts.std}
-    logits = {"float32": predict_logits(model, crops, device=cpu, batch_size=32, **constants)}
-    logits["float64"] = predict_logits(model, crops, device=cpu, precision=torch.float64, batch_size=32, **constants)
+    predict = partial(predict_logits, model, crops, mean=facts.mean, std=facts.std, batch_size=32)
+    logits = {"float32": predict(device=cpu), "float64": predict(device=cpu, precision=torch.float64)}
     if torch.cuda.is_available():
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.fp32_precision = "ieee"
-        logits["float32_cuda"] = predict_logits(model, crops, device=torch.device("cuda"), batch_size=32, **constants)
+        logits["float32_cuda"] = predict(device=torch.device("cuda"))
     model.to("cpu", torch.float32)
     return logits
 
@@ -46,4 +46,4 @@ def save_reference(
 
 
 def crops_digest(crops: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(crops)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(crops).data).hexdigest()

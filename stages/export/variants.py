@@ -46,8 +46,8 @@ def ship_variants(
         try:
             reduced = make()
             logits = run_core(reduced, crops, facts.mean, facts.std)
-        except Exception as error:  # a converter that does not know an architecture must not stop the export
-            rows.append({**row, "reason": f"it could not be made: {' '.join(str(error).split()):.200}"})
+        except Exception as cause:  # a converter that does not know an architecture must not stop the export
+            rows.append({**row, "reason": f"it could not be made: {' '.join(str(cause).split()):.200}"})
             continue
         drop = full_accuracy - accuracy(logits, labels)
         error = float(np.abs(logits - reference).max() / np.abs(reference).max())

@@ -121,7 +121,8 @@ def dachshund(pen: Pen) -> None:
 
 
 LOOKALIKES: tuple[Callable[[Pen], None], ...] = (
-    *(empty_bun, bun_beside_sausage, sausage_with_mustard, sub, eclair, corn_dog, sushi, taco, fries),
-    *(striped_towel, dachshund, things.baguette, things.banana, things.burger, things.carrot, things.corn),
-    *(things.croissant, things.pencil, things.pizza, things.sausages),
+    *(empty_bun, bun_beside_sausage, sausage_with_mustard, sub, eclair, corn_dog, sushi, taco, fries, striped_towel),
+    *(dachshund, things.baguette, things.banana, things.burger, things.carrot, things.corn, things.croissant),
+    *(things.doughnut, things.fish, things.ice_cream, things.mug, things.mushroom, things.pencil, things.pizza),
+    things.sausages,
 )
