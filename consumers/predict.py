@@ -28,6 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 MAX_PIXELS = 2**26
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+EXACT = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # TF32 would move probabilities by more than a resize does
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -123,7 +124,7 @@ def open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(
-            path.read_bytes(), options, providers=[PROVIDERS[provider]], enable_fallback=False
+            path.read_bytes(), options, providers=[(PROVIDERS[provider], EXACT[provider])], enable_fallback=False
         )
     except Exception as error:  # onnxruntime's exceptions share no public base
         reason = " ".join(str(error).split())

@@ -29,7 +29,10 @@ def main() -> None:
 def project_files() -> list[str]:
     """The checkout's files as git knows them, uncommitted edits included."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     names = listed.stdout.decode().split("\0")
     return [name for name in names if name and (ROOT / name).is_file() and name != "dvc.lock"]

@@ -31,7 +31,9 @@ WARM_UP = 0.1  # of all steps
 def main() -> None:
     params = load_params()
     if params.model.weights != "synthetic":
-        write_json(artifacts.PRETRAIN / "summary.json", {"trained": False, "reason": "model.weights names weights that exist"})
+        write_json(
+            artifacts.PRETRAIN / "summary.json", {"trained": False, "reason": "model.weights names weights that exist"}
+        )
         return
     device = choose_device(params.runtime.device)
     split = draw_split(params.pretrain.num_images, params.dataset.synthetic.side, params.seed)
@@ -53,7 +55,13 @@ def main() -> None:
         save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, part)
     write_json(
         artifacts.PRETRAIN / "summary.json",
-        {"trained": True, "class_names": SOURCE_CLASSES, "num_images": len(split), **asdict(history[-1]), **describe_machine(device)},
+        {
+            "trained": True,
+            "class_names": SOURCE_CLASSES,
+            "num_images": len(split),
+            **asdict(history[-1]),
+            **describe_machine(device),
+        },
     )
 
 

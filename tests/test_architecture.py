@@ -1,9 +1,13 @@
 """The layout keeps its promises: dvc.yaml, stages/ and the imports tell one story."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +60,9 @@ def stage_unit(name: str) -> Path:
 
 
 def test_each_dvc_stage_is_one_module():
-    modules = {path.stem for path in (ROOT / "stages").iterdir() if not path.name.startswith("_") and path.name != "shared"}
+    modules = {
+        path.stem for path in (ROOT / "stages").iterdir() if not path.name.startswith("_") and path.name != "shared"
+    }
     assert modules == set(STAGES)
 
 
@@ -91,12 +97,10 @@ def test_every_out_is_an_artifact():
 
 def test_every_requirement_is_pinned():
     """A requirement without an exact version in constraints.txt would change under a user's feet."""
-    import re
-    import tomllib
-
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and line[0] != "#")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-    names = {re.split(r"[\[<>=!~ ;]", requirement)[0].lower() for requirement in wanted}
-    assert names <= {name.lower() for name in pins}
+    names = {canonicalize_name(Requirement(requirement).name) for requirement in wanted}
+    assert names <= {canonicalize_name(name) for name in pins}
     assert all(re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version) for version in pins.values())

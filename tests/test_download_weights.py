@@ -138,7 +138,9 @@ def test_an_unknown_name_lists_what_is_allowed() -> None:
 
 def test_a_local_file_with_another_checksum_is_refused() -> None:
     saved(GOOD)
-    with pytest.raises(ValueError, match=r"w.pth: sha256 [0-9a-f]{64}, expected 0{64}; .*end model.weights with #sha256="):
+    with pytest.raises(
+        ValueError, match=r"w.pth: sha256 [0-9a-f]{64}, expected 0{64}; .*end model.weights with #sha256="
+    ):
         bring("w.pth", checksum="sha256:" + "0" * 64)
 
 

@@ -65,7 +65,11 @@ def test_dvc_reads_every_value_as_the_typed_params_do():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.architecture", "resnet19", "model.architecture: Input should be 'alexnet'.*'resnet18'.*found 'resnet19'"),
+        (
+            "model.architecture",
+            "resnet19",
+            "model.architecture: unknown architecture 'resnet19'; allowed are alexnet, .*resnet18, ",
+        ),
         ("train.finetune.lr", 0, "train.finetune.lr: Input should be greater than 0 .found 0"),
         ("train.finetune.lr", -0.1, "train.finetune.lr: Input should be greater than 0"),
         ("train.finetune.lr", float("inf"), "train.finetune.lr: Input should be .*finite|less than"),
@@ -76,7 +80,11 @@ def test_dvc_reads_every_value_as_the_typed_params_do():
         ("train.finetune.epochs", 10**30, "train.finetune.epochs: Input should be less than or equal to"),
         ("train.finetune.learning_rate", 0.1, "train.finetune.learning_rate: unknown key"),
         ("train.finetune.init", "imagenet", "train.finetune.init: Input should be 'pretrained' or 'random'"),
-        ("train.finetune.train_fraction", 1.5, "train.finetune.train_fraction: Input should be less than or equal to 1"),
+        (
+            "train.finetune.train_fraction",
+            1.5,
+            "train.finetune.train_fraction: Input should be less than or equal to 1",
+        ),
         ("train.scratch.head_init", {"hotdog": 3}, "train.scratch: head_init takes rows of the source model's head"),
         ("train", {}, "train: .*at least 1"),
         ("train.fine-tune", VALUES["train"]["scratch"], "train.fine-tune: String should match pattern"),
@@ -98,7 +106,7 @@ def test_a_wrong_value_is_named_by_its_key(tmp_path, key, value, message):
 def test_a_missing_key_is_named(tmp_path):
     values = copy.deepcopy(VALUES)
     del values["model"]["weights"]
-    with pytest.raises(ValueError, match="model.weights: missing"):
+    with pytest.raises(ValueError, match=r"model.weights: missing"):
         load(tmp_path, values)
 
 
@@ -130,7 +138,14 @@ def test_a_missing_file_says_where_to_run(tmp_path):
 
 
 def test_a_third_recipe_needs_params_alone(tmp_path):
-    third = {"init": "pretrained", "lr": 0.0001, "head_lr_multiplier": 1, "weight_decay": 0, "batch_size": 16, "epochs": 1}
+    third = {
+        "init": "pretrained",
+        "lr": 0.0001,
+        "head_lr_multiplier": 1,
+        "weight_decay": 0,
+        "batch_size": 16,
+        "epochs": 1,
+    }
     params = load(tmp_path, changed("train.linear_probe", {**third, "freeze": "backbone"}))
     assert params.train["linear_probe"].freeze == "backbone"
 

@@ -11,11 +11,12 @@ from stages.shared.transforms import draw_crops
 NUM_DRAWS = 20_000
 
 
-
 def kolmogorov_smirnov(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest distance between two samples' distribution functions."""
     points = torch.cat([a, b]).unique()
-    return float(max(abs((a <= p).double().mean() - (b <= p).double().mean()) for p in points[:: max(1, len(points) // 200)]))
+    return float(
+        max(abs((a <= p).double().mean() - (b <= p).double().mean()) for p in points[:: max(1, len(points) // 200)])
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (512, 340), (90, 512)])

@@ -62,7 +62,8 @@ class V2Handler(BaseHTTPRequestHandler):
         split = int(self.headers["Inference-Header-Content-Length"])
         request, binary = json.loads(body[:split]), body[split:]
         (tensor,), (wanted,) = request["inputs"], request["outputs"]
-        assert tensor["datatype"] == "UINT8" and tensor["parameters"]["binary_data_size"] == len(binary)
+        assert tensor["datatype"] == "UINT8"
+        assert tensor["parameters"]["binary_data_size"] == len(binary)
         if tensor["shape"][-1] != NUM_CHANNELS:
             self.answer(400, {"error": f"unexpected shape for input 'image': {tensor['shape']}"})
             return
@@ -123,8 +124,10 @@ def test_server_and_predict_py_give_the_same_probabilities(url: str, model_path:
     predict = [sys.executable, CLIENT.parents[1] / "predict.py", *photos, "--model", model_path, "--top-k", "3"]
     local = subprocess.run(predict, capture_output=True, text=True, check=True).stdout
     served = run_client(*photos, "--url", url)
-    assert served.returncode == 0 and served.stdout == local
-    assert len(set(local.splitlines())) == 2 and "not:hotdog" in local
+    assert served.returncode == 0
+    assert served.stdout == local
+    assert len(set(local.splitlines())) == 2
+    assert "not:hotdog" in local
 
 
 def test_a_bad_image_is_named_and_the_others_are_classified(url: str, photos: list[Path], tmp_path: Path) -> None:
@@ -140,9 +143,14 @@ def test_an_unknown_model_a_refused_image_and_an_absent_server_are_said_plainly(
     url: str, photos: list[Path], tmp_path: Path
 ) -> None:
     unknown = run_client(*photos, "--url", url, "--model", "other/../x")
-    assert unknown.returncode == 2 and "answered 400" in unknown.stderr and "unknown model" in unknown.stderr
+    assert unknown.returncode == 2
+    assert "answered 400" in unknown.stderr
+    assert "unknown model" in unknown.stderr
     Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
     refused = run_client(tmp_path / "alpha.png", "--url", url)
-    assert refused.returncode == 2 and "[1, 9, 9, 4]" in refused.stderr
+    assert refused.returncode == 2
+    assert "[1, 9, 9, 4]" in refused.stderr
     absent = run_client(*photos, "--url", "http://127.0.0.1:1")
-    assert absent.returncode == 2 and "no answer" in absent.stderr and "Traceback" not in absent.stderr
+    assert absent.returncode == 2
+    assert "no answer" in absent.stderr
+    assert "Traceback" not in absent.stderr

@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_stops_with_recipe_epoch_step_and_lr(split, tm
 def test_one_image_to_a_batch_of_one_value_per_channel_is_explained(split):
     torch.manual_seed(0)
     model = build_model("resnet18", 2, 32)
-    with pytest.raises(ValueError, match="batch norm needs more than one value per channel.*change batch_size"):
+    with pytest.raises(ValueError, match=r"batch norm needs more than one value per channel.*change batch_size"):
         train(model, param_groups(model, ("fc.weight", "fc.bias"), 0.001, 1), split, batch_size=1)
 
 
@@ -122,7 +122,7 @@ def test_a_batch_larger_than_the_set_is_one_step(split):
 
 
 def test_a_cuda_graph_without_cuda_is_refused(split):
-    with pytest.raises(ValueError, match="runtime.step is graph, which needs CUDA"):
+    with pytest.raises(ValueError, match=r"runtime.step is graph, which needs CUDA"):
         train(*model_and_groups(), split, execution="graph")
 
 
@@ -149,7 +149,9 @@ def test_several_processes_equal_one_in_float64(split, tmp_path, num_devices):
     np.savez(tmp_path / "split.npz", pixels=split.pixels, sizes=split.sizes, labels=split.labels)
     (tmp_path / "rank.py").write_text(RANK.format(root=str(Path(__file__).parents[1])))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_devices}"]
-    subprocess.run([*torchrun, tmp_path / "rank.py", tmp_path / "split.npz", tmp_path / "several.pt"], check=True, timeout=120)
+    subprocess.run(
+        [*torchrun, tmp_path / "rank.py", tmp_path / "split.npz", tmp_path / "several.pt"], check=True, timeout=120
+    )
 
     model, groups = model_and_groups(lr=0.0003, architecture="resnet18", crop=64)
     train(model, groups, split, precision=torch.float64, batch_size=9, crop=64)

@@ -157,14 +157,18 @@ def test_comparison_would_notice_a_wrong_turn_and_a_wrong_background(expected) -
 def test_page_says_what_is_wrong_with_a_hostile_file_and_goes_on(page, name: str) -> None:
     content, reason = HOSTILE[name]
     message = classify(page, name, content)
-    assert isinstance(message, str) and reason in message and name in message
+    assert isinstance(message, str)
+    assert reason in message
+    assert name in message
     assert isinstance(classify(page, "good.png", PNG), dict)
 
 
 def test_page_shows_class_names_as_text_and_says_what_ran_and_how_long(page) -> None:
     classify(page, "good.png", PNG)
-    assert page.locator("#bars b").count() == 0 and "<b>third</b>" in page.inner_text("#bars")
-    assert "WebAssembly" in page.inner_text("#facts") and " ms" in page.inner_text("#facts")
+    assert page.locator("#bars b").count() == 0
+    assert "<b>third</b>" in page.inner_text("#bars")
+    assert "WebAssembly" in page.inner_text("#facts")
+    assert " ms" in page.inner_text("#facts")
 
 
 def test_dropped_and_pasted_pictures_are_classified(page, expected) -> None:
@@ -191,7 +195,8 @@ def test_camera_takes_a_picture_and_is_switched_off(page) -> None:
 
 def test_page_asks_no_other_host_and_may_not(page, url_of) -> None:
     classify(page, "good.png", PNG)
-    assert page.requests and all(address.startswith(page.url) for address in page.requests)
+    assert page.requests
+    assert all(address.startswith(page.url) for address in page.requests)
     elsewhere = url_of(Path("nothing.onnx"))
     assert page.evaluate("(url) => fetch(url).then(() => 'reached', () => 'blocked')", elsewhere) == "blocked"
     page.problems[:] = [line for line in page.problems if elsewhere not in line]
@@ -203,7 +208,8 @@ def test_webgpu_gives_the_same_probabilities(browser, url_of, model_path: Path, 
         pytest.skip("this Chromium has no WebGPU adapter, not even an emulated one")
     name = "transparent.png"
     assert classify(page, name, PHOTOS[name]) == pytest.approx(expected[name], abs=1e-4)
-    assert "by WebGPU" in page.inner_text("#facts") and not page.problems
+    assert "by WebGPU" in page.inner_text("#facts")
+    assert not page.problems
 
 
 def test_missing_and_broken_models_are_named(browser, url_of, model_path: Path, tmp_path: Path) -> None:

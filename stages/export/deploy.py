@@ -26,6 +26,7 @@ def deployable(core: ModelProto, resize: int, crop: int, mean: Sequence[float], 
     model = compose.merge_models(before, _bare(core), [("before_core", INPUT)], producer_name=PRODUCER)
     model = compose.merge_models(model, after, [(OUTPUT, "logits_in")], outputs=[PROBABILITIES], producer_name=PRODUCER)
     model.graph.name, model.producer_version = "classifier", ""
+    del model.opset_import[1:]  # each merge repeats it
     return model
 
 

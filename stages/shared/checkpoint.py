@@ -44,7 +44,9 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Facts]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; run the train stage first") from None
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this pipeline ({error}); delete it and run the train stage again") from None
+        raise ValueError(
+            f"{path}: not a checkpoint of this pipeline ({error}); delete it and run the train stage again"
+        ) from None
     model = build_model(facts.architecture, len(facts.class_names), facts.crop)
     try:
         model.load_state_dict(state)

@@ -17,7 +17,9 @@ def run(main: Callable[..., None]) -> None:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:  # the disk is full, a folder is read-only, …
         where = f"{error.filename}: " if error.filename else ""
-        raise SystemExit(f"error: {where}{error.strerror or error}; make room or mend the permissions, then run again") from None
+        raise SystemExit(
+            f"error: {where}{error.strerror or error}; make room or mend the permissions, then run again"
+        ) from None
     except TransientError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(os.EX_TEMPFAIL) from None

@@ -23,7 +23,9 @@ def launch(module: str, arguments: Iterable[str], num_devices: int, device: torc
     Raises ValueError when there are too few CUDA devices, SystemExit with torchrun's exit code when a process fails.
     """
     if device.type == "cuda" and torch.cuda.device_count() < num_devices:
-        raise ValueError(f"runtime.num_devices is {num_devices}, but torch finds {torch.cuda.device_count()} CUDA device(s)")
+        raise ValueError(
+            f"runtime.num_devices is {num_devices}, but torch finds {torch.cuda.device_count()} CUDA device(s)"
+        )
     threads = max(1, torch.get_num_threads() // num_devices)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_devices}"]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
@@ -87,7 +89,9 @@ class ExactBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not dist.is_initialized():
             return super().forward(x)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         values = x.float() if x.dtype == torch.bfloat16 else x
         count = values.new_full((1,), values.numel() / values.shape[1])
         sums = _Sum.apply(torch.cat([values.sum((0, 2, 3)), count]))

@@ -25,7 +25,7 @@ def predict_logits(
     `precision` float64 computes in double precision (the reference), bfloat16 under autocast. The model is moved to `device`.
     """
     dtype = torch.float64 if precision == torch.float64 else torch.float32
-    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
+    model = model.to(device, dtype).to(memory_format=torch.channels_last).eval()
     logits = []
     for start in range(0, len(pixels), batch_size):
         batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device).permute(0, 3, 1, 2)

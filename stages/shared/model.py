@@ -55,7 +55,9 @@ def head_parameters(architecture: str, crop: int) -> tuple[str, ...]:
     two, three = (_skeleton(architecture, num_classes, crop).state_dict() for num_classes in (2, 3))
     names = tuple(name for name in two if two[name].shape != three[name].shape)
     if not names:
-        raise ValueError(f"model.architecture {architecture}: no layer depends on the number of classes; its head cannot be replaced")
+        raise ValueError(
+            f"model.architecture {architecture}: no layer depends on the number of classes; its head cannot be replaced"
+        )
     return names
 
 
@@ -89,7 +91,9 @@ def _check_keys(architecture: str, own: State, source: State, head: tuple[str, .
         for name in own
         if name in source and name not in head and source[name].shape != own[name].shape
     ]
-    wrong += [f"{name} has values that are not finite" for name, value in source.items() if not torch.isfinite(value).all()]
+    wrong += [
+        f"{name} has values that are not finite" for name, value in source.items() if not torch.isfinite(value).all()
+    ]
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise ValueError(
@@ -99,7 +103,9 @@ def _check_keys(architecture: str, own: State, source: State, head: tuple[str, .
 
 def _source_row(source: State, name: str, row: int) -> torch.Tensor:
     if row >= len(source[name]):
-        raise ValueError(f"head_init names source class {row}, but {name} of the source model has only {len(source[name])} classes")
+        raise ValueError(
+            f"head_init names source class {row}, but {name} of the source model has only {len(source[name])} classes"
+        )
     return source[name][row]
 
 
@@ -109,7 +115,7 @@ def _fit_position_embedding(architecture: str, crop: int, source: State, own: St
     if name not in own or name not in source or source[name].shape == own[name].shape:
         return source
     patch = own["conv_proj.weight"].shape[-1]
-    return interpolate_embeddings(crop, patch, dict(source))  # type: ignore[arg-type]
+    return interpolate_embeddings(crop, patch, dict(source))
 
 
 def freeze_through(model: nn.Module, last: str, head: tuple[str, ...]) -> None:
@@ -126,7 +132,9 @@ def freeze_through(model: nn.Module, last: str, head: tuple[str, ...]) -> None:
         inside = [i for i, name in enumerate(names) if name.startswith(f"{last}.")]
         if not inside or any(names[i] in head for i in range(inside[-1] + 1)):
             allowed = ", ".join(dict.fromkeys(name.split(".")[0] for name in names if name not in head))
-            raise ValueError(f"freeze: {last!r} names no module before the head; take none, backbone, or one of {allowed} (or a module inside)")
+            raise ValueError(
+                f"freeze: {last!r} names no module before the head; take none, backbone, or one of {allowed} (or a module inside)"
+            )
         frozen = names[: inside[-1] + 1]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -139,6 +147,19 @@ def train_mode(model: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+
+
+def trainable_tail(model: nn.Module, head: tuple[str, ...]) -> nn.Module | None:
+    """The part of `model` that follows its frozen part: features in, logits out; None where more than that part trains.
+
+    It is the child that holds the head, of which torchvision's classifiers take the (flattened) output as logits. Whatever
+    comes before it is frozen whole, so in training too it computes as in inference: the same features in every epoch.
+    """
+    tail = model.get_submodule(head[0].split(".")[0])
+    inside = {id(parameter) for parameter in tail.parameters()}
+    if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
+        return None
+    return nn.Sequential(tail, nn.Flatten(1))
 
 
 def param_groups(model: nn.Module, head: tuple[str, ...], lr: float, head_lr_multiplier: float) -> list[dict[str, Any]]:

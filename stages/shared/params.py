@@ -3,31 +3,28 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 # torchvision's classification architectures; a test holds the list against torchvision itself. GoogLeNet and Inception v3
 # are left out: they train auxiliary heads and normalise their own input.
-Architecture = Literal[
-    *("alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet121", "densenet161"),
-    *("densenet169", "densenet201", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"),
-    *("efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l"),
-    *("efficientnet_v2_m", "efficientnet_v2_s", "maxvit_t", "mnasnet0_5", "mnasnet0_75"),
-    *("mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_16gf"),
-    *("regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf", "regnet_x_8gf"),
-    *("regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_400mf"),
-    *("regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152", "resnet18", "resnet34", "resnet50"),
-    *("resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"),
-    *("shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_b", "swin_s", "swin_t"),
-    *("swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19"),
-    *("vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2"),
-]
+ARCHITECTURES = ["alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet121", "densenet161", "densenet169", "densenet201", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s", "maxvit_t", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_16gf", "regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152", "resnet18", "resnet34", "resnet50", "resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2"]
 
+
+def known_architecture(name: str) -> str:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}; allowed are {', '.join(ARCHITECTURES)}")
+    return name
+
+
+Architecture = Annotated[str, AfterValidator(known_architecture)]
 RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Side = Annotated[int, Field(ge=8, le=8192)]  # pixels
 Rate = Annotated[float, Field(gt=0, lt=1e6)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+ClassIndex = Annotated[int, Field(ge=0)]  # of the source model
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
@@ -86,8 +83,10 @@ class Recipe(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     train_fraction: Fraction = 1.0
     freeze: Annotated[str, Field(min_length=1)] = "none"
-    head_init: dict[str, Annotated[int, Field(ge=0)]] = {}
+    augmentation: Literal["random_crop", "none"] = "random_crop"
+    head_init: dict[str, ClassIndex] = {}
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: Seed | None = None
 
     @model_validator(mode="after")
     def head_init_needs_a_source(self) -> "Recipe":
@@ -123,11 +122,12 @@ class Parity(Section):
 
 
 class Params(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Seed
     dataset: Dataset
     model: Model
     pretrain: Pretrain
     preprocess: Preprocess
+    zero_shot: dict[str, ClassIndex] = {}
     train: Annotated[dict[RecipeName, Recipe], Field(min_length=1)]
     runtime: Runtime
     evaluate: Evaluate
@@ -137,7 +137,9 @@ class Params(Section):
     @model_validator(mode="after")
     def exported_recipe_exists(self) -> "Params":
         if self.export.recipe not in self.train:
-            raise ValueError(f"export.recipe is {self.export.recipe!r}, which is not among train's recipes: {', '.join(self.train)}")
+            raise ValueError(
+                f"export.recipe is {self.export.recipe!r}, which is not among train's recipes: {', '.join(self.train)}"
+            )
         return self
 
 

@@ -1,8 +1,8 @@
 """Seeds, the choice of device and precision, and the record of what ran."""
 
-import os
 import platform
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,11 @@ def choose_precision(requested: str, device: torch.device) -> torch.dtype:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What ran: the device's name, the versions, and the number of CPU threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    )
     return {
         "device": f"{device.type} ({name})",
         "python": platform.python_version(),
@@ -51,9 +55,8 @@ def _cpu_computes_in_bfloat16() -> bool:
 
 
 def _cpu_name() -> str:
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+    linux = Path("/proc/cpuinfo")
+    if linux.exists():
+        names = (line.split(":", 1)[1] for line in linux.read_text().splitlines() if line.startswith("model name"))
+        return next(names, platform.machine()).strip()
     return platform.processor() or platform.machine()

@@ -13,15 +13,21 @@ from stages.shared.transforms import draw_crops
 
 
 class Draws(NamedTuple):
-    index: torch.Tensor  # (n,) int64, into the split
+    index: torch.Tensor  # type: ignore[assignment]  # (n,) int64, into the split; tuple.index is of no use here
     boxes: torch.Tensor  # (n, 4) int64, [top, left, height, width]
     flips: torch.Tensor  # (n,) bool
 
 
-def plan_epoch(sizes: torch.Tensor, chosen: torch.Tensor, seed: int, epoch: int) -> Draws:
-    """One epoch over the images `chosen` (n,), shuffled; `sizes` (N, 2) [height, width] is that of the whole split."""
+def plan_epoch(sizes: torch.Tensor, chosen: torch.Tensor, seed: int, epoch: int, augment: bool = True) -> Draws:
+    """One epoch over the images `chosen` (n,), shuffled; `sizes` (N, 2) [height, width] is that of the whole split.
+
+    Without `augment` every image is taken whole and unflipped, in the same order as with it.
+    """
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     index = chosen[torch.randperm(len(chosen), generator=generator)]
+    if not augment:
+        whole = torch.cat([torch.zeros(len(index), 2, dtype=torch.int64), sizes[index].long()], dim=1)
+        return Draws(index, whole, torch.zeros(len(index), dtype=torch.bool))
     return Draws(index, *draw_crops(sizes[index], generator))
 
 

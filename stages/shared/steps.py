@@ -4,16 +4,18 @@ A step crops, runs forward and backward on the SUM of the batch's losses, adds t
 weights. It never waits for the device: losses are added up there and read once an epoch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.shared.distributed import ExactBatchNorm2d, sum_over_devices
+from stages.shared.distributed import ExactBatchNorm2d, rank_and_world_size, sum_over_devices
 from stages.shared.sampling import Draws
-from stages.shared.transforms import crop_each, crop_taps, normalize, num_taps
+from stages.shared.transforms import choose_taps, crop_into, gather_taps, num_taps, rescale, rescaling
 
 Step = Callable[[Draws], None]
 NONE_BAD = torch.iinfo(torch.int64).max
@@ -31,7 +33,9 @@ class Totals:
         loss = loss.detach().double()
         correct = (logits.argmax(1) == labels).sum().double()
         self.sums += torch.stack([loss, correct, torch.full_like(loss, len(labels))])
-        self.first_bad.copy_(torch.where(torch.isfinite(loss), self.first_bad, torch.minimum(self.first_bad, self.step)))
+        self.first_bad.copy_(
+            torch.where(torch.isfinite(loss), self.first_bad, torch.minimum(self.first_bad, self.step))
+        )
         self.step += 1
 
     def reset(self) -> None:
@@ -43,8 +47,7 @@ class Totals:
 class FlatGradients:
     """All gradients as views of one buffer: cleared by one call, added up over the devices by one call."""
 
-    def __init__(self, model: nn.Module):
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    def __init__(self, parameters: Sequence[nn.Parameter]):
         self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
         start = 0
         for parameter in parameters:
@@ -57,6 +60,26 @@ class FlatGradients:
                 parameter.grad = view.view_as(parameter)
             start += parameter.numel()
 
+    def clear(self) -> None:
+        self.buffer.zero_()
+
+    def add_up(self) -> None:
+        sum_over_devices(self.buffer)
+
+
+class OwnGradients:
+    """One device's gradients: dropped, so that the backward pass writes each instead of adding it to zeros."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        self.parameters = parameters
+
+    def clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def add_up(self) -> None:
+        pass
+
 
 def image_source(
     pixels: np.ndarray, batch_size: int, crop: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
@@ -66,16 +89,19 @@ def image_source(
     `images` returns normalised (b, 3, crop, crop), channels last. On a CPU it reads the memory map; on CUDA the pixels are
     copied to the device once, or, where they take more than half of its free memory, each batch is copied by `fetch`.
     """
-    host = torch.from_numpy(pixels)
+    scale_and_shift = rescaling(mean, std, device)  # made once: a captured step may not copy from the host
     if device.type == "cpu":
-        return lambda _: None, lambda draws: normalize(crop_each(host, *draws, crop), mean, std, dtype)
+        crops = crop_on_all_threads(pixels, crop)
+        return lambda _: None, lambda draws: rescale(crops(draws), *scale_and_shift, dtype)
 
-    taps = num_taps(max(pixels.shape[1:3]), crop)
-    cut = torch.compile(lambda *arguments: normalize(crop_taps(*arguments, crop, taps).permute(0, 3, 1, 2), mean, std, dtype))
+    host, taps = torch.from_numpy(pixels), num_taps(max(pixels.shape[1:3]), crop)
+    # Compiled apart, so that the taps are computed once a row and a column and not again for each pixel.
+    choose = torch.compile(lambda boxes, flips: choose_taps(boxes, flips, crop, taps))
+    gather = torch.compile(lambda source, index, *chosen: rescale(gather_taps(source, index, *chosen).permute(0, 3, 1, 2), *scale_and_shift, dtype))
     free = torch.cuda.mem_get_info(device)[0]
     if pixels.nbytes <= free // 2:
         resident = host.to(device)
-        return lambda _: None, lambda draws: cut(resident, *draws)
+        return lambda _: None, lambda draws: gather(resident, draws.index, *choose(draws.boxes, draws.flips))
 
     print(f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied", flush=True)
     block = torch.empty(batch_size, *pixels.shape[1:], dtype=torch.uint8, device=device)
@@ -84,7 +110,21 @@ def image_source(
     def fetch(draws: Draws) -> None:
         block[: len(draws.index)].copy_(host[draws.index.cpu()].pin_memory(), non_blocking=True)
 
-    return fetch, lambda draws: cut(block, position[: len(draws.index)], draws.boxes, draws.flips)
+    return fetch, lambda draws: gather(block, position[: len(draws.index)], *choose(draws.boxes, draws.flips))
+
+
+def crop_on_all_threads(pixels: np.ndarray, crop: int) -> Callable[[Draws], torch.Tensor]:
+    """`crop_each`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
+    num_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(num_threads)
+
+    def crops(draws: Draws) -> torch.Tensor:
+        batch = np.empty((len(draws.index), crop, crop, 3), dtype=np.uint8)
+        shares = [(batch[t::num_threads], pixels, *(part[t::num_threads] for part in draws)) for t in range(num_threads)]
+        list(pool.map(lambda share: crop_into(*share), shares))
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    return crops
 
 
 def training_step(
@@ -96,12 +136,13 @@ def training_step(
     autocast: bool,
 ) -> Step:
     """A step on device tensors; `labels` int64 (N,) of the whole split."""
-    gradients = FlatGradients(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = FlatGradients(trainable) if rank_and_world_size()[1] > 1 else OwnGradients(trainable)
     # A device's share of a small last batch may be empty; it must still take part where batch norm talks to the others.
     meets_others = any(isinstance(module, ExactBatchNorm2d) for module in model.modules())
 
     def step(draws: Draws) -> None:
-        gradients.buffer.zero_()
+        gradients.clear()
         if len(draws.index) or meets_others:
             targets = labels[draws.index]
             if autocast:
@@ -113,7 +154,7 @@ def training_step(
             loss = F.cross_entropy(logits, targets, reduction="sum")
             loss.backward()
             totals.add(loss, logits, targets)
-        sum_over_devices(gradients.buffer)
+        gradients.add_up()
         optimizer.step()
 
     return step
@@ -125,6 +166,7 @@ def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) ->
     Warming up and capturing run the step for real, so `state` (every tensor that a step changes) is put back afterwards.
     """
     graphs: dict[int, tuple[torch.cuda.CUDAGraph, Draws]] = {}
+    pool = torch.cuda.graph_pool_handle()  # shared: nothing that one graph leaves in it is read by another
 
     def capture(draws: Draws) -> tuple[torch.cuda.CUDAGraph, Draws]:
         static = Draws(*(part.clone() for part in draws))
@@ -136,7 +178,8 @@ def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) ->
                 step(static)
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # thread_local: NCCL's watchdog may ask for events meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step(static)
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):
@@ -146,10 +189,22 @@ def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) ->
     def replay(draws: Draws) -> None:
         size = len(draws.index)
         if size not in graphs:
-            graphs[size] = capture(draws)
+            with fastest_convolutions():
+                graphs[size] = capture(draws)
         graph, static = graphs[size]
         for target, part in zip(static, draws, strict=True):
             target.copy_(part)
         graph.replay()
 
     return replay
+
+
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN time its algorithms for each new shape and take the fastest; a captured graph keeps what it took."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -17,7 +17,7 @@ from stages.shared.distributed import average_batch_norm, rank_and_world_size, s
 from stages.shared.files import replacing
 from stages.shared.model import train_mode
 from stages.shared.sampling import Draws, epoch_seed, plan_epoch, steps
-from stages.shared.steps import NONE_BAD, Step, Totals, captured, image_source, training_step
+from stages.shared.steps import NONE_BAD, Step, Totals, captured, feature_source, image_source, training_step
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def fit(
     device: torch.device,
     precision: torch.dtype,
     execution: str,
+    augment: bool = True,
+    features: torch.Tensor | None = None,
     lr_scale: Callable[[float], float] | None = None,
     resume_path: Path | None = None,
     name: str = "train",
@@ -54,12 +56,16 @@ def fit(
 
     `groups` are the optimizer's (parameters and lr); `lr_scale` maps progress in [0, 1) to a factor of every lr. After each
     epoch all that the next one needs is written to `resume_path`; a run that finds the file goes on from there, bit for bit on a CPU.
+    Without `augment` the images are taken whole, and where `features` (N, ...) are given, `model` is fed those instead.
     Returns one `Epoch` each. Raises ValueError when the loss stops being finite or the device's memory is too small.
     """
-    model.to(device=device, dtype=torch.float64 if precision == torch.float64 else torch.float32, memory_format=torch.channels_last)
+    dtype = torch.float64 if precision == torch.float64 else torch.float32
+    model.to(device, dtype).to(memory_format=torch.channels_last)
     optimizer = _make_optimizer(groups, momentum, weight_decay, device)
     totals = Totals(device)
-    fetch, step = _prepare(model, optimizer, split, totals, crop, mean, std, batch_size, device, precision, execution)
+    fetch, step = _prepare(
+        model, optimizer, split, features, totals, crop, mean, std, batch_size, device, precision, execution
+    )
     history = _resume(resume_path, model, optimizer)
     sizes = torch.from_numpy(np.ascontiguousarray(split.sizes))
     rank, world_size = rank_and_world_size()
@@ -69,9 +75,15 @@ def fit(
         torch.manual_seed(epoch_seed(seed, epoch))  # dropout
         train_mode(model)
         totals.reset()
-        draws = Draws(*(part.to(device) for part in plan_epoch(sizes, chosen, seed, epoch)))
+        draws = Draws(*(part.to(device) for part in plan_epoch(sizes, chosen, seed, epoch, augment)))
         start = time.perf_counter()
-        bar = tqdm(steps(draws, batch_size, rank, world_size), total=num_steps, desc=f"{name} {epoch}/{epochs}", disable=rank > 0 or None, leave=False)
+        bar = tqdm(
+            steps(draws, batch_size, rank, world_size),
+            total=num_steps,
+            desc=f"{name} {epoch}/{epochs}",
+            disable=rank > 0 or None,
+            leave=False,
+        )
         for i, batch in enumerate(bar):
             if lr_scale:
                 _scale_lr(optimizer, lr_scale((epoch - 1 + i / num_steps) / epochs))
@@ -86,7 +98,9 @@ def fit(
     return history
 
 
-def _make_optimizer(groups: list[dict[str, Any]], momentum: float, weight_decay: float, device: torch.device) -> torch.optim.SGD:
+def _make_optimizer(
+    groups: list[dict[str, Any]], momentum: float, weight_decay: float, device: torch.device
+) -> torch.optim.SGD:
     # The lr is a tensor, so that a captured step follows the schedule; the momentum starts as zeros, which is the same
     # first step as torch's own and leaves a captured step no buffer to create.
     groups = [{**group, "lr": torch.tensor(group["lr"], device=device), "base_lr": group["lr"]} for group in groups]
@@ -107,6 +121,7 @@ def _prepare(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     split: TrainSplit,
+    features: torch.Tensor | None,
     totals: Totals,
     crop: int,
     mean: Sequence[float],
@@ -122,7 +137,10 @@ def _prepare(
     if execution == "graph" and device.type != "cuda":
         raise ValueError("runtime.step is graph, which needs CUDA; set it to auto, eager or compile")
     dtype = torch.float64 if precision == torch.float64 else torch.float32
-    fetch, images = image_source(split.pixels, batch_size, crop, mean, std, dtype, device)
+    if features is None:
+        fetch, images = image_source(split.pixels, batch_size, crop, mean, std, dtype, device)
+    else:
+        fetch, images = feature_source(features)
     labels = torch.from_numpy(np.ascontiguousarray(split.labels)).to(device)
     forward = torch.compile(model) if execution == "compile" else model
     train_mode(model)
@@ -138,11 +156,15 @@ def _run_step(step: Step, batch: Draws, batch_size: int) -> None:
     try:
         step(batch)
     except torch.cuda.OutOfMemoryError as error:
-        raise ValueError(f"the device's memory is too small for batch_size {batch_size}: lower it, or preprocess.crop ({error})") from None
+        raise ValueError(
+            f"the device's memory is too small for batch_size {batch_size}: lower it, or preprocess.crop ({error})"
+        ) from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise ValueError(f"batch norm needs more than one value per channel, and a batch has {len(batch.index)} image(s): change batch_size") from None
+        raise ValueError(
+            f"batch norm needs more than one value per channel, and a batch has {len(batch.index)} image(s): change batch_size"
+        ) from None
 
 
 def _finish_epoch(epoch: int, totals: Totals, optimizer: torch.optim.Optimizer, start: float, name: str) -> Epoch:
@@ -155,7 +177,9 @@ def _finish_epoch(epoch: int, totals: Totals, optimizer: torch.optim.Optimizer, 
     if not math.isfinite(loss):
         at = f" at step {first_bad + 1}" if first_bad != NONE_BAD else ""
         rates = ", ".join(f"{float(group['lr']):g}" for group in optimizer.param_groups)
-        raise ValueError(f"{name}: the loss is {loss} in epoch {epoch}{at}, at lr {rates}: lower train.{name}.lr. The last finished epoch is kept")
+        raise ValueError(
+            f"{name}: the loss is {loss} in epoch {epoch}{at}, at lr {rates}: lower train.{name}.lr. The last finished epoch is kept"
+        )
     return Epoch(epoch, loss / images, correct / images, images / seconds, seconds)
 
 
@@ -167,7 +191,11 @@ def _line(name: str, done: Epoch, epochs: int) -> str:
 
 
 def _save_resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": [asdict(epoch) for epoch in history]}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": [asdict(epoch) for epoch in history],
+    }
     with replacing(path) as part:
         torch.save(state, part)
 

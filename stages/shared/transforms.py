@@ -66,12 +66,22 @@ def crop_each(pixels: torch.Tensor, index: torch.Tensor, boxes: torch.Tensor, fl
 
     `pixels` is uint8 (n, side, side, 3); index (b,), boxes (b, 4), flips (b,). Returns uint8 (b, 3, crop, crop), channels last.
     """
-    crops = torch.empty(len(index), 3, crop, crop, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    crops = np.empty((len(index), crop, crop, 3), dtype=np.uint8)
+    crop_into(crops, pixels.numpy(), index, boxes, flips)
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+def crop_into(crops: np.ndarray, pixels: np.ndarray, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor) -> None:
+    """Write the crops to uint8 (b, crop, crop, 3).
+
+    numpy copies, because torch would spread each of these small copies over its threads, which costs more than the copy.
+    """
+    crop = crops.shape[1]
     for out, i, (top, left, height, width), flip in zip(crops, index.tolist(), boxes.tolist(), flips.tolist(), strict=True):
-        cut = pixels[i, top : top + height, left : left + width].permute(2, 0, 1)[None]
-        resized = F.interpolate(cut, (crop, crop), mode="bilinear", antialias=True)[0]
-        out.copy_(resized.flip(-1) if flip else resized)
-    return crops
+        cut = np.ascontiguousarray(pixels[i, top : top + height, left : left + width])
+        image = torch.from_numpy(cut).permute(2, 0, 1)[None]
+        resized = F.interpolate(image, (crop, crop), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        out[:] = resized[:, ::-1] if flip else resized
 
 
 def crop_taps(
@@ -82,26 +92,44 @@ def crop_taps(
     Reads uint8 (n, side, side, 3); returns float32 (b, crop, crop, 3) of whole numbers in 0..255.
     `taps` must be at least `num_taps(side, crop)`.
     """
-    top, left, height, width = boxes.unbind(1)
-    rows, row_weights = _taps(top, height, crop, taps, flip=None)  # (b, crop, taps)
-    columns, column_weights = _taps(left, width, crop, taps, flip=flips)
-    image = index[:, None, None]
-    rounded: torch.Tensor | None = None
-    for t in range(taps):
-        pass_over_columns: torch.Tensor | None = None
-        for u in range(taps):
-            value = pixels[image, rows[:, :, None, t], columns[:, None, :, u]].float() * column_weights[:, None, :, u, None]
-            pass_over_columns = value if pass_over_columns is None else pass_over_columns + value
-        assert pass_over_columns is not None
-        value = (pass_over_columns + 0.5).floor() * row_weights[:, :, None, t, None]
-        rounded = value if rounded is None else rounded + value
-    assert rounded is not None
-    return (rounded + 0.5).floor().clamp(0, 255)
+    return gather_taps(pixels, index, *choose_taps(boxes, flips, crop, taps))
 
 
 def num_taps(side: int, crop: int) -> int:
-    """How many source pixels an output pixel can draw on, when `side` pixels become `crop`."""
-    return 2 * int(np.ceil(max(side / crop, 1.0))) + 1
+    """How many source pixels an output pixel can draw on, when `side` pixels become `crop`.
+
+    The triangle is 2 * max(scale, 1) pixels wide and zero at both ends, so no more pixel centres than this lie inside.
+    """
+    return int(np.ceil(2 * max(side / crop, 1.0)))
+
+
+def choose_taps(boxes: torch.Tensor, flips: torch.Tensor, crop: int, taps: int) -> tuple[torch.Tensor, ...]:
+    """Rows, their weights, columns, their weights, each (b, crop, taps), that every output row and column draws on."""
+    top, left, height, width = boxes.unbind(1)
+    return (*_taps(top, height, crop, taps, flip=None), *_taps(left, width, crop, taps, flip=flips))
+
+
+def gather_taps(
+    pixels: torch.Tensor,
+    index: torch.Tensor,
+    rows: torch.Tensor,
+    row_weights: torch.Tensor,
+    columns: torch.Tensor,
+    column_weights: torch.Tensor,
+) -> torch.Tensor:
+    """float32 (b, crop, crop, 3): columns first, then rows, each pass rounded, as torchvision does on uint8."""
+    image, taps = index[:, None, None], rows.shape[-1]
+    total: torch.Tensor | None = None
+    for t in range(taps):
+        across: torch.Tensor | None = None
+        for u in range(taps):
+            value = pixels[image, rows[:, :, None, t], columns[:, None, :, u]].float() * column_weights[:, None, :, u, None]
+            across = value if across is None else across + value
+        assert across is not None
+        value = (across + 0.5).floor() * row_weights[:, :, None, t, None]
+        total = value if total is None else total + value
+    assert total is not None
+    return (total + 0.5).floor().clamp(0, 255)
 
 
 def _taps(
@@ -128,7 +156,15 @@ def _taps(
 
 def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
     """(pixels / 255 - mean) / std per channel; `pixels` is (batch, 3, height, width) in 0..255, the result channels last."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(1, 3, 1, 1)
-    normalized = torch.addcmul(shift, pixels.float(), scale)
-    return normalized.to(dtype=dtype, memory_format=torch.channels_last)
+    return rescale(pixels, *rescaling(mean, std, pixels.device), dtype)
+
+
+def rescaling(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factor and the summand, (1, 3, 1, 1) each, that normalise 0..255."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, 3, 1, 1)
+    return scale, shift
+
+
+def rescale(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.addcmul(shift, pixels.float(), scale).to(dtype=dtype, memory_format=torch.channels_last)

@@ -21,11 +21,12 @@ from stages.shared.cli import run
 from stages.shared.dataset import load_manifest, load_train_split
 from stages.shared.distributed import launch, launched, process_group, rank_and_world_size, with_exact_batch_norm
 from stages.shared.files import file_digest, replacing, write_json
-from stages.shared.model import build_model, freeze_through, head_parameters, load_source, param_groups
+from stages.shared.model import build_model, freeze_through, head_parameters, load_source, param_groups, trainable_tail
 from stages.shared.params import Params, Recipe, load_params
 from stages.shared.reproducibility import choose_device, choose_precision, describe_machine, seed_everything
 from stages.shared.sampling import choose_fraction
 from stages.shared.training import Epoch, fit
+from stages.train.once import compute_features, test_crops
 
 
 def main(recipe_name: str) -> None:
@@ -44,8 +45,12 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
     source = artifacts.source_weights(params.model.weights) if recipe.init == "pretrained" else None
     precision = choose_precision(recipe.precision, device)
     machine = describe_machine(device)
-    print(f"{name}: {params.model.architecture} on {machine['device']}, {str(precision).removeprefix('torch.')}", flush=True)
+    print(
+        f"{name}: {params.model.architecture} on {machine['device']}, {str(precision).removeprefix('torch.')}",
+        flush=True,
+    )
 
+    seed = params.seed if recipe.seed is None else recipe.seed
     model, groups = make_model(
         params.model.architecture,
         manifest.class_names,
@@ -55,7 +60,7 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
         freeze=recipe.freeze,
         lr=recipe.lr,
         head_lr_multiplier=recipe.head_lr_multiplier,
-        seed=params.seed,
+        seed=seed,
     )
     facts = Facts(
         architecture=params.model.architecture,
@@ -65,20 +70,42 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
         mean=params.preprocess.mean,
         std=params.preprocess.std,
         recipe=name,
-        seed=params.seed,
+        seed=seed,
         source_digest=file_digest(source) if source else None,
         data_digest=manifest.digest,
     )
-    resume_path = artifacts.CACHE / "train" / name / f"{fingerprint(recipe, facts, params.runtime.num_devices, precision, machine)}.pt"
+    resume_path = (
+        artifacts.CACHE
+        / "train"
+        / name
+        / f"{fingerprint(recipe, facts, params.runtime.num_devices, precision, machine)}.pt"
+    )
+    chosen = choose_fraction(torch.from_numpy(split.labels), recipe.train_fraction, seed)
+    trained, features = with_exact_batch_norm(model) if params.runtime.batch_norm == "exact" else model, None
+    if recipe.augmentation == "none":
+        split = test_crops(split, chosen, params.preprocess.resize, params.preprocess.crop)
+        chosen = torch.arange(len(chosen))
+        if tail := trainable_tail(model, head_parameters(params.model.architecture, params.preprocess.crop)):
+            features = compute_features(
+                model,
+                tail,
+                split.pixels,
+                mean=params.preprocess.mean,
+                std=params.preprocess.std,
+                batch_size=recipe.batch_size,
+                device=device,
+                precision=precision,
+            )
+            trained = tail
     history = fit(
-        with_exact_batch_norm(model) if params.runtime.batch_norm == "exact" else model,
+        trained,
         groups,
         split,
-        choose_fraction(torch.from_numpy(split.labels), recipe.train_fraction, params.seed),
+        chosen,
         crop=params.preprocess.crop,
         mean=params.preprocess.mean,
         std=params.preprocess.std,
-        seed=params.seed,
+        seed=seed,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         momentum=recipe.momentum,
@@ -86,11 +113,19 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
         device=device,
         precision=precision,
         execution=params.runtime.step,
+        augment=recipe.augmentation != "none",
+        features=features,
         resume_path=resume_path,
         name=name,
     )
     if rank_and_world_size()[0] == 0:
-        write_outputs(artifacts.train_dir(name), model, facts, history, {"precision": str(precision).removeprefix("torch."), **machine})
+        write_outputs(
+            artifacts.train_dir(name),
+            model,
+            facts,
+            history,
+            {"precision": str(precision).removeprefix("torch."), **machine},
+        )
         resume_path.unlink(missing_ok=True)
 
 
@@ -118,7 +153,9 @@ def make_model(
     head = head_parameters(architecture, crop)
     unknown = set(head_init) - set(class_names)
     if unknown:
-        raise ValueError(f"head_init names {', '.join(sorted(unknown))}; the data's classes are {', '.join(class_names)}")
+        raise ValueError(
+            f"head_init names {', '.join(sorted(unknown))}; the data's classes are {', '.join(class_names)}"
+        )
     if source:
         rows = {class_names.index(name): row for name, row in head_init.items()}
         load_source(model, architecture, crop, load_file(source), rows)
@@ -126,13 +163,17 @@ def make_model(
     return model, param_groups(model, head, lr, head_lr_multiplier)
 
 
-def fingerprint(recipe: Recipe, facts: Facts, num_devices: int, precision: torch.dtype, machine: Mapping[str, str]) -> str:
+def fingerprint(
+    recipe: Recipe, facts: Facts, num_devices: int, precision: torch.dtype, machine: Mapping[str, str]
+) -> str:
     """Names the resume file: a run goes on from it only when all that shapes its arithmetic is the same."""
     everything = [recipe.model_dump(), asdict(facts), num_devices, str(precision), dict(machine)]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_outputs(folder: Path, model: nn.Module, facts: Facts, history: list[Epoch], ran_on: Mapping[str, str]) -> None:
+def write_outputs(
+    folder: Path, model: nn.Module, facts: Facts, history: list[Epoch], ran_on: Mapping[str, str]
+) -> None:
     save_checkpoint(folder / "checkpoint.safetensors", model, facts)
     rows = [asdict(epoch) for epoch in history]
     with replacing(folder / "history.csv") as part, part.open("w", newline="") as file:

@@ -1,0 +1,236 @@
+"""The exported files: what is inside, what is not, and that they come out the same every time."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from stages.check_parity.placement import misplaced
+from stages.export.__main__ import calibration_crops
+from stages.export.card import model_card
+from stages.export.core import export_core
+from stages.export.deploy import deployable
+from stages.export.reduced import half_precision, normalized, quantize_int8
+from stages.export.variants import choose_evenly, ship_variants
+from stages.shared.checkpoint import Facts, load_checkpoint
+from stages.shared.dataset import TrainSplit, load_test_split
+from stages.shared.files import file_digest, read_json, write_json, write_text
+from stages.shared.model import build_model
+from tests.exported_project import CLASSES, CROP, MEAN, RESIZE, ROOT, STD, exported_project
+
+EXPORT = Path("artifacts/export")
+
+
+@pytest.fixture
+def project(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(exported_project())
+    return exported_project()
+
+
+@pytest.fixture
+def session(project: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession("artifacts/model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 37, 91, 3), (3, 200, 80, 4)])
+def test_model_takes_any_size_and_any_batch(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> None:
+    (probabilities,) = session.run(None, {"image": np.full(shape, 90, np.uint8)})
+    assert probabilities.shape == (shape[0], 2)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+
+
+def test_model_says_what_it_takes_and_gives(session: onnxruntime.InferenceSession) -> None:
+    (image,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", "height", "width", "channels"])
+    assert (output.name, output.type, output.shape) == ("probabilities", "tensor(float)", ["batch", 2])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list(CLASSES)
+    assert set(metadata) >= {"weights_digest", "data_digest", "input", "output", "test_transform"}
+
+
+def test_opaque_alpha_changes_nothing_and_full_transparency_is_white(session: onnxruntime.InferenceSession) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
+    opaque = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=3)
+    clear = np.concatenate([image, np.zeros_like(image[..., :1])], axis=3)
+    (plain,), (through_alpha,) = session.run(None, {"image": image}), session.run(None, {"image": opaque})
+    (nothing,), (white,) = session.run(None, {"image": clear}), session.run(None, {"image": np.full_like(image, 255)})
+    np.testing.assert_array_equal(through_alpha, plain)
+    np.testing.assert_array_equal(nothing, white)
+
+
+def test_images_of_a_batch_do_not_touch_each_other(session: onnxruntime.InferenceSession) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (3, 60, 40, 3), dtype=np.uint8)
+    (together,) = session.run(None, {"image": images})
+    alone = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "export/core.onnx", "export/core.fp16.onnx", "export/model.int8.onnx"])
+def test_file_is_clean_and_of_the_chosen_opset(project: Path, name: str) -> None:
+    path = project / "artifacts" / name
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 18)]
+    content = path.read_bytes()
+    for trace in (str(project), str(ROOT), sys.prefix, "site-packages", "/tmp/"):
+        assert trace.encode() not in content
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "export/core.onnx", "export/core.fp16.onnx"])
+def test_every_node_can_be_placed_on_cuda(project: Path, name: str) -> None:
+    assert misplaced(onnx.load(project / "artifacts" / name)) == []
+
+
+def test_sidecar_describes_the_files(project: Path) -> None:
+    sidecar = read_json(EXPORT / "export.json")
+    for name, facts in sidecar["files"].items():
+        assert file_digest(Path("artifacts") / name) == facts["sha256"]
+    assert sidecar["params"]["export"]["opset"] == 18
+    assert set(sidecar["params"]["train"]) == {"finetune"}
+    assert {"torch", "onnx", "onnxruntime", "python"} <= set(sidecar["versions"])
+    assert set(sidecar["git"]) == {"commit", "modified"}
+
+
+def test_triton_repository_holds_the_same_model(project: Path) -> None:
+    folder = EXPORT / "triton" / "classifier"
+    config = (folder / "config.pbtxt").read_text()
+    assert "TYPE_UINT8" in config
+    assert "dims: [ -1, -1, -1 ]" in config
+    assert "dynamic_batching" in config
+    assert (folder / "labels.txt").read_text().split() == list(CLASSES)
+    assert file_digest(folder / "1" / "model.onnx") == file_digest(Path("artifacts/model.onnx"))
+
+
+def small_export() -> list[str]:
+    """Digests of all kinds of file that the stage writes, of one small network."""
+    torch.manual_seed(0)
+    core = export_core(build_model("squeezenet1_1", 2, CROP), CROP, 18)
+    crops = np.random.default_rng(0).integers(0, 256, (4, CROP, CROP, 3), dtype=np.uint8)
+    models = [
+        core,
+        deployable(core, RESIZE, CROP, MEAN, STD),
+        half_precision(core),
+        quantize_int8(core, crops, MEAN, STD),
+    ]
+    return [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in models]
+
+
+def test_two_processes_write_the_same_bytes() -> None:
+    program = "from tests.test_export import small_export; print(*small_export())"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    other = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert other.stdout.splitlines()[-1].split() == small_export()
+
+
+def check_core(architecture: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(architecture, 3, 64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # ViT's head starts at zero
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    images = torch.randn(5, 3, 64, 64)
+    with torch.inference_mode():
+        reference = model.double()(images.double()).numpy()
+    core = export_core(model, 64, 18)
+    assert misplaced(core) == []
+    session = onnxruntime.InferenceSession(core.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        (logits,) = session.run(None, {"normalized": images[:batch].numpy()})
+        assert np.abs(logits - reference[:batch]).max() / np.abs(reference).max() < 2e-5
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])
+def test_architecture_exports_exactly_and_stays_on_cuda(architecture: str) -> None:
+    check_core(architecture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "resnet50",
+        "shufflenet_v2_x0_5",
+        "mobilenet_v2",
+        "mobilenet_v3_large",
+        "efficientnet_b0",
+        "convnext_tiny",
+        "vit_b_16",
+    ],
+)
+def test_larger_architecture_exports_exactly_and_stays_on_cuda(architecture: str) -> None:
+    check_core(architecture)
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "max_error", "reason"),
+    [(0.3, 1e-9, "its logits are off by"), (-1.0, 1.0, "top-1 drops by 0.0000, more than export.max_accuracy_drop")],
+)
+def test_variant_beyond_a_limit_is_recorded_and_not_shipped(
+    project: Path, tmp_path: Path, max_drop: float, max_error: float, reason: str
+) -> None:
+    _, facts = load_checkpoint(Path("artifacts/train/finetune/checkpoint.safetensors"))
+    core, test = onnx.load(EXPORT / "core.onnx"), load_test_split(Path("artifacts/preprocess/test"))
+    session = onnxruntime.InferenceSession(str(EXPORT / "core.onnx"), providers=["CPUExecutionProvider"])
+    (reference,) = session.run(None, {"normalized": normalized(test.pixels, MEAN, STD)})
+    half, _ = ship_variants(
+        tmp_path,
+        core,
+        facts,
+        {},
+        calibration=np.array(test.pixels),
+        crops=test.pixels,
+        labels=test.labels,
+        reference=reference.astype(np.float64),
+        max_drop=max_drop,
+        max_errors={"core.fp16.onnx": max_error, "model.int8.onnx": max_error},
+    )
+    assert not half["shipped"]
+    assert half["reason"].startswith(reason)
+    assert half["accuracy_drop"] == 0
+    assert not (tmp_path / "core.fp16.onnx").exists()
+
+
+def test_calibration_sees_training_images_without_their_padding() -> None:
+    pixels = np.zeros((2, 100, 100, 3), np.uint8)
+    pixels[0, :40, :60], pixels[1, :90, :90] = 200, 100
+    train = TrainSplit(pixels, np.array([[40, 60], [90, 90]], np.int32), np.array([0, 1]))
+    crops = calibration_crops(train, 36, 32)
+    assert crops.shape == (2, 32, 32, 3)
+    assert (crops[0] == 200).all()
+    assert (crops[1] == 100).all()
+
+
+def test_calibration_images_are_spread_over_all_classes() -> None:
+    assert choose_evenly(3, 128) == [0, 1, 2]
+    chosen = choose_evenly(1000, 10)
+    assert (chosen[0], chosen[-1], len(chosen)) == (0, 999, 10)
+
+
+def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
+    interval = {"test_accuracy": 0.75, "test_accuracy_low": 0.5, "test_accuracy_high": 0.9}
+    write_json(tmp_path / "metrics.json", {"num_images": 4, **interval, "roc_auc": None})
+    header = "path,label,prediction,p_hotdog,p_not-hotdog,correct"
+    rows = ["a|b.png,hotdog,not-hotdog,0.1,0.9,0", "c.png,hotdog,hotdog,0.8,0.2,1"]
+    write_text(tmp_path / "predictions.csv", "\n".join([header, *rows]) + "\n")
+    facts = Facts("resnet18", CLASSES, RESIZE, CROP, MEAN, STD, "finetune", 0, None, "d" * 64)
+    weights = {"init": "pretrained", "source": {"kind": "torchvision", "source": "IMAGENET1K_V1"}}
+    sidecar = {"data": {"source": {"source": "hotdog.zip"}}, "weights": weights}
+    card = model_card(facts, sidecar, [], num_train=8, num_test=4, evaluation=tmp_path)
+    assert "| accuracy | 0.750 | 0.500 to 0.900 |" in card
+    assert "ROC-AUC" not in card
+    assert "1 of 2 test images are classified wrongly" in card
+    assert "| `a\\|b.png` | hotdog | not-hotdog | 0.900 |" in card
+    assert "IMAGENET1K_V1" in card
+    assert "BSD-3-Clause" in card
