@@ -21,11 +21,11 @@ from flows.pipeline.local_sources import KEYS
 WORKSPACE = Path(".cache/nightly")
 
 
-def prepare(project: Path) -> Path:
-    """The checkout, at the project's last commit. Raises ValueError where there is none to take."""
-    workspace = project / WORKSPACE
+def prepare(project: Path, folder: Path = WORKSPACE, commit: str = "HEAD") -> Path:
+    """The checkout, at a commit of the project's. Raises ValueError where there is none to take."""
+    workspace = project / folder
     try:
-        commit = _git(project, "rev-parse", "--verify", "HEAD")
+        commit = _git(project, "rev-parse", "--verify", f"{commit}^{{commit}}")
     except subprocess.CalledProcessError as error:
         raise ValueError(f"{project}: a scheduled run needs a commit: {error.stderr.strip()}") from None
     if not (workspace / ".git").exists():

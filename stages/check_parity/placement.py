@@ -96,6 +96,8 @@ def _computed_from_shapes(graph: GraphProto) -> set[str]:
     constants = {tensor.name for tensor in graph.initializer} | {""}
     computed: set[str] = set()
     for node in graph.node:
+        if node.op_type == "Expand":  # of values to a shape: no longer a shape
+            continue
         inputs = set(node.input)
         if node.op_type == "Shape" or (inputs & computed and inputs <= computed | constants):
             computed.update(node.output)

@@ -33,6 +33,8 @@ def _shape_values(model: ModelProto) -> set[str]:
     constants = {tensor.name for tensor in model.graph.initializer} | {""}
     computed: set[str] = set()
     for node in model.graph.node:
+        if node.op_type == "Expand":  # of values to a shape: no longer a shape
+            continue
         if node.op_type == "Shape" or (
             node.input and all(name in computed or name in constants for name in node.input)
         ):

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torchvision.transforms.v2.functional as TF
 from tqdm import tqdm
 
 from stages.preprocess.decode import UnusableError, decode, probe
 from stages.preprocess.find import Source, printable
 from stages.shared.dataset import place
-from stages.shared.transforms import resize_center_crop
+from stages.shared.transforms import resize_center_crop, resize_to
 
 SPLITS = ("train", "test")
 MAX_WORKERS = 16  # each may hold one whole image (decode.MAX_PIXELS)
@@ -125,9 +123,7 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     scale = max_side / max(height, width)
     if scale >= 1:
         return image
-    size = [max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5))]
-    pixels = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1)
-    return TF.resize(pixels, size, antialias=True).permute(1, 2, 0).numpy()
+    return resize_to(image, max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5)))
 
 
 def content_digest(image: np.ndarray) -> str:

@@ -18,6 +18,9 @@ TEST_SPLIT = ROOT / "preprocess" / "test"  # pixels.npy, labels.npy
 MANIFEST = ROOT / "preprocess" / "manifest.json"
 PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
 
+# zero_shot
+ZERO_SHOT = ROOT / "zero_shot" / "metrics.json"
+
 # compare, export, check_parity, report
 COMPARISON = ROOT / "comparison.json"  # beside it comparison.md and comparison.png
 MODEL = ROOT / "model.onnx"

@@ -159,7 +159,7 @@ def trainable_tail(model: nn.Module, head: tuple[str, ...]) -> nn.Module | None:
     inside = {id(parameter) for parameter in tail.parameters()}
     if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
         return None
-    return nn.Sequential(tail, nn.Flatten(1))
+    return tail
 
 
 def param_groups(model: nn.Module, head: tuple[str, ...], lr: float, head_lr_multiplier: float) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 import platform
 import random
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 
 def seed_everything(seed: int) -> None:
@@ -44,7 +44,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "device": f"{device.type} ({name})",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
     }
 
 

@@ -48,7 +48,9 @@ class FlatGradients:
     """All gradients as views of one buffer: cleared by one call, added up over the devices by one call."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
-        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+        self.buffer = torch.zeros(
+            sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+        )
         start = 0
         for parameter in parameters:
             view = self.buffer[start : start + parameter.numel()]
@@ -82,7 +84,13 @@ class OwnGradients:
 
 
 def image_source(
-    pixels: np.ndarray, batch_size: int, crop: int, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+    pixels: np.ndarray,
+    batch_size: int,
+    crop: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Callable[[Draws], None], Callable[[Draws], torch.Tensor]]:
     """How a step gets its images from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` within it.
 
@@ -97,13 +105,20 @@ def image_source(
     host, taps = torch.from_numpy(pixels), num_taps(max(pixels.shape[1:3]), crop)
     # Compiled apart, so that the taps are computed once a row and a column and not again for each pixel.
     choose = torch.compile(lambda boxes, flips: choose_taps(boxes, flips, crop, taps))
-    gather = torch.compile(lambda source, index, *chosen: rescale(gather_taps(source, index, *chosen).permute(0, 3, 1, 2), *scale_and_shift, dtype))
+    gather = torch.compile(
+        lambda source, index, *chosen: rescale(
+            gather_taps(source, index, *chosen).permute(0, 3, 1, 2), *scale_and_shift, dtype
+        )
+    )
     free = torch.cuda.mem_get_info(device)[0]
     if pixels.nbytes <= free // 2:
         resident = host.to(device)
         return lambda _: None, lambda draws: gather(resident, draws.index, *choose(draws.boxes, draws.flips))
 
-    print(f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied", flush=True)
+    print(
+        f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied",
+        flush=True,
+    )
     block = torch.empty(batch_size, *pixels.shape[1:], dtype=torch.uint8, device=device)
     position = torch.arange(batch_size, device=device)
 
@@ -120,7 +135,9 @@ def crop_on_all_threads(pixels: np.ndarray, crop: int) -> Callable[[Draws], torc
 
     def crops(draws: Draws) -> torch.Tensor:
         batch = np.empty((len(draws.index), crop, crop, 3), dtype=np.uint8)
-        shares = [(batch[t::num_threads], pixels, *(part[t::num_threads] for part in draws)) for t in range(num_threads)]
+        shares = [
+            (batch[t::num_threads], pixels, *(part[t::num_threads] for part in draws)) for t in range(num_threads)
+        ]
         list(pool.map(lambda share: crop_into(*share), shares))
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 

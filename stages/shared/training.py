@@ -17,7 +17,7 @@ from stages.shared.distributed import average_batch_norm, rank_and_world_size, s
 from stages.shared.files import replacing
 from stages.shared.model import train_mode
 from stages.shared.sampling import Draws, epoch_seed, plan_epoch, steps
-from stages.shared.steps import NONE_BAD, Step, Totals, captured, feature_source, image_source, training_step
+from stages.shared.steps import NONE_BAD, Step, Totals, captured, image_source, training_step
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _prepare(
     if features is None:
         fetch, images = image_source(split.pixels, batch_size, crop, mean, std, dtype, device)
     else:
-        fetch, images = feature_source(features)
+        fetch, images = lambda _: None, lambda draws: features[draws.index]
     labels = torch.from_numpy(np.ascontiguousarray(split.labels)).to(device)
     forward = torch.compile(model) if execution == "compile" else model
     train_mode(model)

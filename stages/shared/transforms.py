@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 
 SCALE = (0.08, 1.0)  # of the image's area
 RATIO = (3 / 4, 4 / 3)  # width / height
@@ -21,9 +20,16 @@ def resize_center_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
 
     `image` is uint8 (height, width, 3); returns uint8 (crop, crop, 3).
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    pixels = TF.resize(pixels, [resize, resize], antialias=True)
-    return TF.center_crop(pixels, [crop, crop]).permute(1, 2, 0).contiguous().numpy()
+    resized = resize_to(image, resize, resize)
+    start = round((resize - crop) / 2)
+    return np.ascontiguousarray(resized[start : start + crop, start : start + crop])
+
+
+def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bilinear resize of uint8 (h, w, 3) to uint8 (height, width, 3), bit-equal to torchvision's on tensors."""
+    # Not torchvision's own function: importing it takes seconds, for the compiler that it loads along.
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def draw_crops(sizes: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +67,9 @@ def _central_crop(height: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tens
     return crop_height, crop_width
 
 
-def crop_each(pixels: torch.Tensor, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, crop: int) -> torch.Tensor:
+def crop_each(
+    pixels: torch.Tensor, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, crop: int
+) -> torch.Tensor:
     """Cut, resize and flip image by image, bit-equal to torchvision's uint8 transform: the fastest way on a CPU.
 
     `pixels` is uint8 (n, side, side, 3); index (b,), boxes (b, 4), flips (b,). Returns uint8 (b, 3, crop, crop), channels last.
@@ -71,13 +79,17 @@ def crop_each(pixels: torch.Tensor, index: torch.Tensor, boxes: torch.Tensor, fl
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def crop_into(crops: np.ndarray, pixels: np.ndarray, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor) -> None:
+def crop_into(
+    crops: np.ndarray, pixels: np.ndarray, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor
+) -> None:
     """Write the crops to uint8 (b, crop, crop, 3).
 
     numpy copies, because torch would spread each of these small copies over its threads, which costs more than the copy.
     """
     crop = crops.shape[1]
-    for out, i, (top, left, height, width), flip in zip(crops, index.tolist(), boxes.tolist(), flips.tolist(), strict=True):
+    for out, i, (top, left, height, width), flip in zip(
+        crops, index.tolist(), boxes.tolist(), flips.tolist(), strict=True
+    ):
         cut = np.ascontiguousarray(pixels[i, top : top + height, left : left + width])
         image = torch.from_numpy(cut).permute(2, 0, 1)[None]
         resized = F.interpolate(image, (crop, crop), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
@@ -123,7 +135,9 @@ def gather_taps(
     for t in range(taps):
         across: torch.Tensor | None = None
         for u in range(taps):
-            value = pixels[image, rows[:, :, None, t], columns[:, None, :, u]].float() * column_weights[:, None, :, u, None]
+            value = (
+                pixels[image, rows[:, :, None, t], columns[:, None, :, u]].float() * column_weights[:, None, :, u, None]
+            )
             across = value if across is None else across + value
         assert across is not None
         value = (across + 0.5).floor() * row_weights[:, :, None, t, None]

@@ -21,12 +21,12 @@ from stages.shared.cli import run
 from stages.shared.dataset import load_manifest, load_train_split
 from stages.shared.distributed import launch, launched, process_group, rank_and_world_size, with_exact_batch_norm
 from stages.shared.files import file_digest, replacing, write_json
-from stages.shared.model import build_model, freeze_through, head_parameters, load_source, param_groups, trainable_tail
+from stages.shared.model import build_model, freeze_through, head_parameters, load_source, param_groups
 from stages.shared.params import Params, Recipe, load_params
 from stages.shared.reproducibility import choose_device, choose_precision, describe_machine, seed_everything
 from stages.shared.sampling import choose_fraction
 from stages.shared.training import Epoch, fit
-from stages.train.once import compute_features, test_crops
+from stages.train.once import without_augmentation
 
 
 def main(recipe_name: str) -> None:
@@ -83,20 +83,20 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
     chosen = choose_fraction(torch.from_numpy(split.labels), recipe.train_fraction, seed)
     trained, features = with_exact_batch_norm(model) if params.runtime.batch_norm == "exact" else model, None
     if recipe.augmentation == "none":
-        split = test_crops(split, chosen, params.preprocess.resize, params.preprocess.crop)
-        chosen = torch.arange(len(chosen))
-        if tail := trainable_tail(model, head_parameters(params.model.architecture, params.preprocess.crop)):
-            features = compute_features(
-                model,
-                tail,
-                split.pixels,
-                mean=params.preprocess.mean,
-                std=params.preprocess.std,
-                batch_size=recipe.batch_size,
-                device=device,
-                precision=precision,
-            )
-            trained = tail
+        trained, split, features = without_augmentation(
+            trained,
+            head_parameters(params.model.architecture, params.preprocess.crop),
+            split,
+            chosen,
+            resize=params.preprocess.resize,
+            crop=params.preprocess.crop,
+            mean=params.preprocess.mean,
+            std=params.preprocess.std,
+            batch_size=recipe.batch_size,
+            device=device,
+            precision=precision,
+        )
+        chosen = torch.arange(len(split))
     history = fit(
         trained,
         groups,

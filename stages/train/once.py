@@ -9,13 +9,41 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.shared.dataset import TrainSplit
-from stages.shared.model import train_mode
+from stages.shared.model import train_mode, trainable_tail
 from stages.shared.sampling import Draws, steps
 from stages.shared.steps import image_source
 from stages.shared.transforms import resize_center_crop
 
 
-def test_crops(split: TrainSplit, chosen: torch.Tensor, resize: int, crop: int) -> TrainSplit:
+def without_augmentation(
+    model: nn.Module,
+    head: tuple[str, ...],
+    split: TrainSplit,
+    chosen: torch.Tensor,
+    *,
+    resize: int,
+    crop: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+) -> tuple[nn.Module, TrainSplit, torch.Tensor | None]:
+    """What to train, on which images, and their features (n, ...) where a frozen part needs to run only once.
+
+    The images are the test crops of those `chosen` (n,) of `split`, in that order.
+    """
+    crops = fixed_crops(split, chosen, resize, crop)
+    tail = trainable_tail(model, head)
+    if tail is None:
+        return model, crops, None
+    features = compute_features(
+        model, tail, crops.pixels, mean=mean, std=std, batch_size=batch_size, device=device, precision=precision
+    )
+    return nn.Sequential(tail, nn.Flatten(1)), crops, features
+
+
+def fixed_crops(split: TrainSplit, chosen: torch.Tensor, resize: int, crop: int) -> TrainSplit:
     """The images `chosen` (n,) of `split` as the test transform cuts them: pixels (n, crop, crop, 3) uint8."""
     pixels = np.empty((len(chosen), crop, crop, 3), dtype=np.uint8)
     for row, i in enumerate(tqdm(chosen.tolist(), desc="test crops", disable=None, leave=False)):

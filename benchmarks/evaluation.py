@@ -1,0 +1,90 @@
+"""The rows on evaluation: folded, bfloat16 and compiled, beside float32 as torch runs it and beside ONNX Runtime."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.timing import interleave, ratio
+from benchmarks.workload import MEAN, STD, Size, Workload, make_model
+from stages.shared.inference import agreement, fast_predictor, predict_logits
+from stages.shared.transforms import normalize
+
+Row = dict[str, Any]
+Predict = Callable[[np.ndarray], np.ndarray]
+OPSET = 18
+
+
+def measure_evaluation(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> dict[str, Row]:
+    """Images per second over the test split, pixels in and logits out, and how far the fast way's logits are off."""
+    model, pixels = trained_model(work, size, device), work.test.pixels
+    settings: dict[str, Any] = {"mean": MEAN, "std": STD, "device": device, "batch_size": size.batch_size}
+    fast = fast_predictor(model, **settings, precision=precision, compiled=size.compiled)
+
+    def eager(images: np.ndarray) -> np.ndarray:
+        return predict_logits(model, images, **settings)
+
+    same, difference = agreement(fast(pixels), eager(pixels))
+    ways: dict[str, Predict] = {"ours": fast, "eager": eager}
+    onnx, reason = onnx_predictor(model, size, device)
+    if onnx:
+        assert agreement(onnx(pixels), eager(pixels))[1] < 0.01, "ONNX Runtime computes something else"
+        ways["onnxruntime"] = onnx
+    rates = interleave({name: _counted(way, pixels) for name, way in ways.items()}, size.rounds, device)
+    exactness = {"same_top1": same, "relative_logit_difference": difference}
+    rows = {"evaluation_eager": {"rates": rates, **ratio(rates["ours"], rates["eager"]), **exactness}}
+    rows["evaluation_onnxruntime"] = (
+        {"rates": rates, **ratio(rates["ours"], rates["onnxruntime"])} if onnx else {"not_measured": reason}
+    )
+    return rows
+
+
+def trained_model(work: Workload, size: Size, device: torch.device) -> nn.Module:
+    """A few steps of training, so that batch norm's statistics are those of images."""
+    model = make_model(size.crop).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    labels = torch.from_numpy(work.test.labels).to(device)
+    images = normalize(
+        torch.from_numpy(np.array(work.test.pixels)).to(device).permute(0, 3, 1, 2), MEAN, STD, torch.float32
+    )
+    for start in range(0, min(len(images), 128), 16):
+        loss = nn.functional.cross_entropy(model(images[start : start + 16]), labels[start : start + 16])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def onnx_predictor(model: nn.Module, size: Size, device: torch.device) -> tuple[Predict | None, str]:
+    """ONNX Runtime in float32 on the same device, fed with the same pixels; or why there is none."""
+    try:
+        import onnxruntime
+
+        from stages.export.core import INPUT, export_core
+    except ImportError as error:
+        return None, f"{error.name} is not installed"
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        return None, f"this onnxruntime has no {provider}"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    core = export_core(model, size.crop, OPSET).SerializeToString()
+    session = onnxruntime.InferenceSession(core, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        return None, f"onnxruntime did not load {provider}"
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        logits = []
+        for start in range(0, len(pixels), size.batch_size):
+            batch = torch.from_numpy(np.array(pixels[start : start + size.batch_size])).permute(0, 3, 1, 2)
+            images = normalize(batch, MEAN, STD, torch.float32).contiguous().numpy()
+            logits.append(session.run(None, {INPUT: images})[0])
+        return np.concatenate(logits)
+
+    return predict, ""
+
+
+def _counted(way: Predict, pixels: np.ndarray) -> Callable[[], int]:
+    return lambda: len(way(pixels))

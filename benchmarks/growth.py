@@ -1,0 +1,111 @@
+"""The row on growth: what an image costs in a longer epoch, and on more processes.
+
+As a program it is one of those processes: python -m benchmarks.growth SPLIT IMAGES CROP BATCH DEVICE OUT
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import ours
+from benchmarks.timing import interleave
+from benchmarks.workload import (
+    ARCHITECTURE,
+    HEAD_LR_MULTIPLIER,
+    LR,
+    MEAN,
+    STD,
+    WEIGHT_DECAY,
+    Size,
+    Workload,
+    chosen_images,
+    make_model,
+)
+from stages.shared.dataset import load_train_split
+from stages.shared.distributed import launch, process_group, rank_and_world_size
+from stages.shared.files import read_json, write_json
+from stages.shared.model import head_parameters, param_groups
+from stages.shared.reproducibility import choose_precision
+from stages.shared.training import fit
+
+GROWTH = (1, 4, 16)
+EPOCHS = 3  # the first warms up
+
+
+def measure_growth(
+    work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype
+) -> dict[str, Any]:
+    return {
+        "growth_images": images_row(work, size, device, precision),
+        "growth_processes": processes_row(size, folder, device),
+    }
+
+
+def images_row(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+    """Images per second of an epoch of 1x, 4x and 16x images; `spread` is how far an image's cost moves from that at 1x."""
+    mine = ours.prepare(work.train, size, device, precision)
+    epochs = {f"{times}x": ours.plan(work.train, times * size.growth_images, device) for times in GROWTH}
+    runs = {name: lambda draws=draws: ours.run(mine.step, draws, size.batch_size) for name, draws in epochs.items()}
+    rates = interleave(runs, max(2, size.rounds // 3), device)
+    return {"rates": rates, "spread": _spread([rates[name]["median"] for name in epochs])}
+
+
+def processes_row(size: Size, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Images per second of all processes together, each with its share of the threads or a GPU of its own."""
+    rates = {}
+    for number in size.processes:
+        out = folder / f"processes-{number}.json"
+        # A split of its own batches for each: the global batch stays the recipe's.
+        words = [str(folder), str(size.growth_images * 2), str(size.crop), str(size.batch_size), device.type, str(out)]
+        if number == 1:
+            launch_one(words)
+        else:
+            launch("benchmarks.growth", words, number, device)
+        rates[str(number)] = {"median": read_json(out)["examples_per_second"]}
+    found = [rate["median"] for rate in rates.values()]
+    return {"rates": rates, "spread": _spread(found) if len(found) > 1 else None, "cores": os.cpu_count()}
+
+
+def launch_one(words: list[str]) -> None:
+    import subprocess
+
+    subprocess.run([sys.executable, "-m", "benchmarks.growth", *words], check=True)
+
+
+def _spread(rates: list[float]) -> float:
+    """The largest relative change of an image's cost from the first; 0.05 is 5 %."""
+    return max(abs(rates[0] / rate - 1) for rate in rates)
+
+
+def main(split_dir: str, images: str, crop: str, batch_size: str, device_name: str, out: str) -> None:
+    split, side = load_train_split(Path(split_dir)), int(crop)
+    model = make_model(side)
+    groups = param_groups(model, head_parameters(ARCHITECTURE, side), LR, HEAD_LR_MULTIPLIER)
+    with process_group(torch.device(device_name)) as device:
+        history = fit(
+            model,
+            groups,
+            split,
+            chosen_images(int(images), len(split)),
+            crop=side,
+            mean=MEAN,
+            std=STD,
+            seed=0,
+            epochs=EPOCHS,
+            batch_size=int(batch_size),
+            momentum=0.0,
+            weight_decay=WEIGHT_DECAY,
+            device=device,
+            precision=choose_precision("auto", device),
+            execution="auto",
+            name="processes",
+        )
+        if rank_and_world_size()[0] == 0:
+            write_json(Path(out), {"examples_per_second": max(epoch.examples_per_second for epoch in history[1:])})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

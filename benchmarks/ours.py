@@ -1,0 +1,99 @@
+"""Our training step as `stages.shared.training.fit` runs it, and the same step on one resident batch without a data path."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.workload import (
+    ARCHITECTURE,
+    HEAD_LR_MULTIPLIER,
+    LR,
+    MEAN,
+    STD,
+    WEIGHT_DECAY,
+    Size,
+    chosen_images,
+    make_model,
+)
+from stages.shared.dataset import TrainSplit
+from stages.shared.model import head_parameters, param_groups, train_mode
+from stages.shared.sampling import Draws, plan_epoch, steps
+from stages.shared.steps import Step, Totals, captured, image_source, training_step
+
+
+@dataclass(frozen=True)
+class Ours:
+    step: Step
+    resident_step: Step  # the same step, whose images are one random batch that lies on the device
+    crop: Step  # the data path alone
+    totals: Totals
+
+
+def prepare(
+    split: TrainSplit, size: Size, device: torch.device, precision: torch.dtype, compiled: bool = False
+) -> Ours:
+    """On CUDA each is captured in a CUDA graph; `compiled` lets torch.compile write the model's kernels."""
+    _, cut = image_source(split.pixels, size.batch_size, size.crop, MEAN, STD, torch.float32, device)
+    random = torch.randn(size.batch_size, 3, size.crop, size.crop, device=device).to(memory_format=torch.channels_last)
+    totals = Totals(device)
+    capture = device.type == "cuda"
+
+    def crop(draws: Draws) -> None:
+        cut(draws)
+
+    return Ours(
+        step=_step(split, size.crop, cut, totals, device, precision, compiled),
+        resident_step=_step(
+            split, size.crop, lambda draws: random[: len(draws.index)], totals, device, precision, compiled
+        ),
+        crop=captured(crop, (), device) if capture else crop,
+        totals=totals,
+    )
+
+
+def _step(
+    split: TrainSplit,
+    crop: int,
+    images: Callable[[Draws], torch.Tensor],
+    totals: Totals,
+    device: torch.device,
+    precision: torch.dtype,
+    compiled: bool,
+) -> Step:
+    model = make_model(crop).to(device).to(memory_format=torch.channels_last)
+    train_mode(model)
+    groups = param_groups(model, head_parameters(ARCHITECTURE, crop), LR, HEAD_LR_MULTIPLIER)
+    groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
+    optimizer = torch.optim.SGD(groups, weight_decay=WEIGHT_DECAY, fused=True)
+    labels = torch.from_numpy(split.labels).to(device)
+    forward = torch.compile(model) if compiled else model
+    step = training_step(forward, optimizer, images, labels, totals, precision == torch.bfloat16)  # type: ignore[arg-type]
+    if device.type == "cuda":
+        return captured(
+            step, [*model.parameters(), *model.buffers(), totals.sums, totals.step, totals.first_bad], device
+        )
+    return step
+
+
+def plan(split: TrainSplit, num_images: int, device: torch.device, epoch: int = 1) -> Draws:
+    """The sampling plan of an epoch of `num_images` images, on the device."""
+    draws = plan_epoch(torch.from_numpy(split.sizes), chosen_images(num_images, len(split)), 0, epoch)
+    return Draws(*(part.to(device) for part in draws))
+
+
+def run(step: Step, draws: Draws, batch_size: int) -> int:
+    """All batches of `draws`; the caller waits for the device."""
+    for batch in steps(draws, batch_size):
+        step(batch)
+    return len(draws.index)
+
+
+def run_reading_losses(ours: Ours, batches: Iterable[Draws]) -> int:
+    """As d2l's timer counts: each step ends when the host has its loss."""
+    images = 0
+    for batch in batches:
+        ours.step(batch)
+        ours.totals.sums.tolist()
+        images += len(batch.index)
+    return images

@@ -1,0 +1,195 @@
+"""Experiments on the DVC side: which are done, running one, reading what they measured. Knows no Prefect.
+
+Each run has a checkout of its own, a clone under `.cache/sweep/`: DVC keeps the experiments that wait, also those of `exp
+run --temp`, in one list per clone, and a run that ends takes what another has just put there. A clone stays for the next
+run, with the prepared data in place; all share the project's DVC cache, so no stage runs twice on the same input.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+from dvc.repo import Repo
+from dvc.utils.hydra import apply_overrides
+from ruamel.yaml import YAML
+
+from flows import dvc_stages, supervise
+from flows.pipeline import nightly
+from flows.sweep.plan import Experiment
+
+CHECKOUTS = Path(".cache/sweep")
+CODE = ("params.yaml", "dvc.yaml", "stages")  # what an experiment is made of, and must be committed
+TAIL = 20  # lines of a failed run that are shown
+_preparing = threading.Lock()  # DVC's settings are edited in this process
+
+
+class ExperimentFailed(Exception):  # noqa: N818, said as what happened
+    """An experiment's stage failed; `exit_code` is its command's own."""
+
+    def __init__(self, name: str, exit_code: int, tail: str) -> None:
+        super().__init__(name, exit_code, tail)
+        self.name, self.exit_code, self.tail = name, exit_code, tail
+
+    def __str__(self) -> str:
+        return f"{self.name}: exited with code {self.exit_code}; its last lines:\n{self.tail}"
+
+
+class Stopped(Exception):  # noqa: N818, said as what happened
+    """An experiment was stopped because the sweep was."""
+
+
+def committed(project: Path) -> str:
+    """The project's last commit. Raises ValueError where code or params differ from it: experiments are made of commits."""
+    if changed := git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE):
+        raise ValueError(
+            f"{project}: commit these first, or set values with -S; a sweep runs the last commit:\n{changed}"
+        )
+    return git(project, "rev-parse", "HEAD")
+
+
+def finished(project: Path, commit: str, experiments: Iterable[Experiment]) -> dict[str, dict[str, Any]]:
+    """Name -> metrics of the experiments that exist at `commit`, were run with these very params, and have metrics."""
+    references = _references(project, commit)
+    base = git(project, "show", f"{commit}:params.yaml")
+    ours = {
+        experiment.name: experiment
+        for experiment in experiments
+        if experiment.name in references
+        and _parse(git(project, "show", f"{references[experiment.name]}:params.yaml")) == _params(base, experiment)
+    }
+    found = {}
+    for path in {experiment.metrics for experiment in ours.values()}:
+        names = {references[name]: name for name, experiment in ours.items() if experiment.metrics == path}
+        with Repo(str(project)) as repo:
+            shown = repo.metrics.show(targets=[path], revs=list(names), on_error="return")
+        for revision, name in names.items():
+            if metrics := shown.get(revision, {}).get("data", {}).get(path, {}).get("data"):
+                found[name] = metrics
+    return found
+
+
+def run(
+    project: Path, experiment: Experiment, stopping: threading.Event, *, commit: str, threads: int, pull: bool = False
+) -> int:
+    """Run the experiment at `commit` and hand it to the project; returns the most memory that it took, in bytes.
+
+    Everything it prints goes to `.cache/sweep/<name>.log`. `pull` fetches from the DVC remote what others have computed.
+    Raises ExperimentFailed, and Stopped once `stopping` is set. Whatever ends this function, no process of the experiment is left.
+    """
+    with _free_checkout(project) as folder:
+        with _preparing:
+            checkout = _fresh(project, folder, commit)
+        words = [word for override in experiment.overrides for word in ("--set-param", override)]
+        command = ["exp", "run", "--name", experiment.name, *["--pull"] * pull, *words, experiment.target]
+        log = project / CHECKOUTS / f"{experiment.name}.log"
+        with log.open("wb") as file:
+            process = supervise.start(
+                [sys.executable, "-m", "dvc", "--wait-for-lock", *command],
+                grace=dvc_stages.GRACE,
+                cwd=checkout,
+                env=_environment(threads),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            peak = _watch(process, stopping)
+        finally:
+            supervise.stop(process, grace=dvc_stages.GRACE)
+        if process.returncode:
+            raise _failure(experiment.name, process.returncode, log)
+        made = reference(commit, experiment.name)
+        git(project, "fetch", "--quiet", "--no-write-fetch-head", str(checkout), f"+{made}:{made}")
+    return peak
+
+
+def namespace(commit: str) -> str:
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/"
+
+
+def reference(commit: str, name: str) -> str:
+    """Where git keeps the experiment."""
+    return f"{namespace(commit)}{name}"
+
+
+def git(folder: Path, *words: str) -> str:
+    """What a git command prints. Raises ValueError with what it complains about."""
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{folder}: `git {' '.join(words)}` failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _params(base: str, experiment: Experiment) -> Any:
+    """params.yaml as DVC will write it for the experiment."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "params.yaml")
+        path.write_text(base, encoding="utf-8")
+        apply_overrides(str(path), list(experiment.overrides))
+        return _parse(path.read_text(encoding="utf-8"))
+
+
+def _parse(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _references(project: Path, commit: str) -> dict[str, str]:
+    """Name -> revision of the experiments made from `commit`."""
+    listed = git(project, "for-each-ref", "--format=%(objectname) %(refname)", namespace(commit))
+    rows = [line.split(" ", 1) for line in listed.splitlines()]
+    return {name.removeprefix(namespace(commit)): revision for revision, name in rows}
+
+
+@contextlib.contextmanager
+def _free_checkout(project: Path) -> Iterator[Path]:
+    """Hold the first checkout that no run is at work in, in whatever process; yields its folder in the project."""
+    for number in itertools.count():
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(dvc_stages.claimed(project / CHECKOUTS / f"{number}.lock"))
+            except dvc_stages.Busy:
+                continue
+            yield CHECKOUTS / str(number)
+            return
+
+
+def _fresh(project: Path, folder: Path, commit: str) -> Path:
+    """The checkout at `commit`, without what an interrupted run has left of DVC's own; prepared data and outs stay."""
+    for left in (".git/index.lock", ".git/refs/exps", ".dvc/tmp"):
+        path = project / folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    checkout = nightly.prepare(project, folder, commit)
+    git(checkout, "reset", "--quiet", "--hard")
+    return checkout
+
+
+def _watch(process: "subprocess.Popen[bytes]", stopping: threading.Event) -> int:
+    """Wait for the end; returns the most memory, in bytes, that the process and all below it held at one time."""
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            top = psutil.Process(process.pid)
+            peak = max(peak, sum(p.memory_info().rss for p in [top, *top.children(recursive=True)]))
+        if stopping.wait(0.2):
+            raise Stopped("stopped with the sweep")
+    return peak
+
+
+def _failure(name: str, exit_code: int, log: Path) -> ExperimentFailed:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    codes = [int(match[1]) for line in lines if (match := dvc_stages.EXIT_CODE.search(line))]
+    return ExperimentFailed(name, codes[-1] if codes else exit_code, "\n".join(lines[-TAIL:]))
+
+
+def _environment(threads: int) -> dict[str, str]:
+    here = str(Path(sys.executable).parent)  # `python` in a stage's command is the python that runs the flow
+    path = f"{here}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "PATH": path}

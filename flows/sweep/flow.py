@@ -1,0 +1,157 @@
+"""The Prefect flow: the experiments that are not done yet, as task runs; then the table and the picture.
+
+The first one runs alone: it leaves the data and the source model in DVC's cache for the others, and shows how much memory
+one takes, from which follows how many run at a time.
+"""
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Cancelled, Completed, Failed, State
+from prefect.tasks import Task
+
+from flows import dvc_stages
+from flows.sweep import capacity, experiments, machines, picture, table
+from flows.sweep.experiments import ExperimentFailed, Stopped
+from flows.sweep.plan import Experiment, Sweep, load_sweep, unfold
+
+OUTPUT = Path("artifacts/sweeps")
+UNKNOWN_NEED = 2 * 2**30  # bytes of memory; for when the first experiment failed
+
+
+@flow(name="sweep", flow_run_name="{name}")
+def sweep(
+    name: str,
+    seeds: int = 3,
+    jobs: int | None = None,
+    threads: int = 1,
+    settings: dict[str, Any] | None = None,
+    git_remote: str | None = None,
+    root: str = ".",
+) -> State:
+    """Run every point of the sweep `name` with `seeds` seeds, and write artifacts/sweeps/<name>/.
+
+    jobs: experiments at a time, by default as many as cores and memory allow. threads: of each experiment.
+    settings: keys of params.yaml for all points. git_remote: the workers of several machines run the experiments and push
+    them there.
+    """
+    project, chosen = Path(root).resolve(), load_sweep(name)
+    planned = unfold(chosen, seeds, settings or {})
+    names = [experiment.name for experiment in planned]
+    try:
+        commit = experiments.committed(project)
+        with dvc_stages.claimed(project / ".cache" / f"sweep-{chosen.name}.lock"):
+            if git_remote:
+                machines.pull(project, names, commit, git_remote)
+            done = experiments.finished(project, commit, planned)
+            pending = [experiment for experiment in planned if experiment.name not in done]
+            get_run_logger().info("%d experiments: %d done, %d to run", len(planned), len(done), len(pending))
+            states = run_all(pending, jobs, project=project, commit=commit, threads=threads, git_remote=git_remote)
+            if git_remote:
+                machines.pull(project, names, commit, git_remote)
+            folder = write_results(chosen, planned, experiments.finished(project, commit, planned), project)
+    except dvc_stages.Busy as error:
+        return Cancelled(name="TurnedAway", message=str(error))
+    failed = [state.message or "" for state in states if not state.is_completed()]
+    ending = f"{len(done)} were done, {len(pending) - len(failed)} ran; see {folder.relative_to(project) / 'table.md'}"
+    return (
+        Failed(message="\n".join([f"{len(failed)} failed, {ending}", *failed])) if failed else Completed(message=ending)
+    )
+
+
+def run_all(pending: list[Experiment], jobs: int | None, **how: Any) -> list[State]:
+    """The first alone, then `jobs` at a time; returns how each ended. Whatever ends this function, none goes on."""
+    stopping = threading.Event()
+    futures: list[PrefectFuture[Any]] = []
+    running: list[PrefectFuture[Any]] = []
+    try:
+        for experiment in pending:
+            if len(futures) == 1:
+                futures[0].wait()
+                running.clear()
+                jobs = jobs or fitting_jobs(futures[0].state, len(pending), how["threads"], how["git_remote"])
+            if jobs and len(running) == jobs:
+                running.remove(next(as_completed(running)))
+            futures.append(run_experiment.submit(experiment, stopping, **how))
+            running.append(futures[-1])
+        for future in futures:
+            future.wait()
+    except BaseException:
+        stopping.set()
+        raise
+    return [future.state for future in futures]
+
+
+def fitting_jobs(first: State, num_pending: int, threads: int, git_remote: str | None) -> int:
+    """How many run at a time, after the first has shown what one needs; on other machines the work pool sees to it."""
+    if git_remote:
+        return num_pending
+    need = int(first.result()) if first.is_completed() else UNKNOWN_NEED
+    free, cores = capacity.free_memory(), capacity.num_cores()
+    jobs = capacity.jobs(need, threads=threads, free=free, cores=cores)
+    sizes = f"one takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
+    get_run_logger().info("%d at a time, %d thread(s) each: %s, %d cores", jobs, threads, sizes, cores)
+    return jobs
+
+
+def may_pass(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
+    """Whether the failure is of the kind that a later try may not see."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ExperimentFailed) and error.exit_code == dvc_stages.EX_TEMPFAIL
+
+
+@task(
+    task_run_name="{experiment.name}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=30,
+    retry_condition_fn=may_pass,
+)
+def run_experiment(
+    experiment: Experiment, stopping: threading.Event, project: Path, commit: str, threads: int, git_remote: str | None
+) -> State:
+    """Run it here, or have another machine do it; the result is the memory it took, in bytes (0 for elsewhere)."""
+    try:
+        if git_remote:
+            machines.run(experiment, stopping, commit=commit, threads=threads, git_remote=git_remote)
+            return Completed(message="ran elsewhere", data=0)
+        peak = experiments.run(project, experiment, stopping, commit=commit, threads=threads)
+    except ExperimentFailed as error:
+        return Failed(message=str(error), data=error)
+    except Stopped as error:
+        return Cancelled(message=str(error))
+    return Completed(message=f"ran, in {peak / 2**20:.0f} MiB of memory", data=peak)
+
+
+def write_results(chosen: Sweep, planned: list[Experiment], metrics: dict[str, Any], project: Path) -> Path:
+    """table.json, table.md, table.csv and the picture, of the experiments that are done; returns their folder."""
+    folder = project / OUTPUT / chosen.name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = table.summarize(planned, metrics, chosen.scores)
+    runs = [{"experiment": e.name, "seed": e.seed, **metrics[e.name]} for e in planned if e.name in metrics]
+    described = {"title": chosen.title, "rows": rows, "runs": runs}
+    (folder / "table.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(table.as_markdown(chosen.title, rows, chosen.scores), encoding="utf-8")
+    (folder / "table.csv").write_text(table.as_csv(rows), encoding="utf-8")
+    picture.draw(chosen, planned, metrics, folder)
+    create_table_artifact(rows, key=f"sweep-{chosen.name.replace('_', '-')}", description=chosen.title)
+    return folder
+
+
+def main(arguments: str) -> int:
+    """Run the flow with `arguments`, a JSON object; 0 where all went well."""
+    state: State = sweep(**json.loads(arguments), return_state=True)
+    print(state.message, file=sys.stderr if not state.is_completed() else sys.stdout, flush=True)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

@@ -1,0 +1,140 @@
+"""What a sweep is: a YAML file of settings, unfolded into the DVC experiments that it takes."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+FOLDER = Path(__file__).parent  # of the sweeps that come with the project
+Settings = dict[str, Any]  # dotted key of params.yaml -> value; `recipe.` stands for `train.<the point's recipe>.`
+
+
+class Sweep(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    recipes: Annotated[list[str], Field(min_length=1)] = ["finetune"]
+    settings: Settings = {}  # of every point
+    points: Annotated[list[Settings], Field(min_length=1)] = [
+        {}
+    ]  # each may have a `name`, and a `target` stage of its own
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # every combination, for every recipe and point
+    x: str  # the picture's axis: `name`, `recipe`, or a key; a point without it is a line across
+    series: str | None = None  # what tells the picture's lines apart
+    scores: Annotated[list[str], Field(min_length=1)] = ["test_accuracy", "roc_auc", "test_loss"]  # the first is drawn
+
+    @model_validator(mode="after")
+    def x_is_varied(self) -> "Sweep":
+        varied = {"name", "recipe", *self.grid, *(key for point in self.points for key in point)}
+        if unknown := {self.x, self.series or self.x} - varied:
+            raise ValueError(
+                f"x or series is {', '.join(unknown)}, which the points do not set: {', '.join(sorted(varied))}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One point with one seed."""
+
+    name: str  # of the DVC experiment
+    point: Settings  # what tells the point from the others: `name`, `recipe`, keys
+    seed: int
+    target: str  # the stage to run, with all it needs
+    overrides: tuple[str, ...]  # for `dvc exp run --set-param`
+
+    @property
+    def metrics(self) -> str:
+        return f"artifacts/{self.target.replace('@', '/')}/metrics.json"
+
+
+def load_sweep(name: str) -> Sweep:
+    """A sweep that comes with the project, by its name, or any YAML file. Raises ValueError naming what is wrong in it."""
+    path = FOLDER / f"{name}.yaml" if re.fullmatch(r"\w+", name) else Path(name)
+    if not path.exists():
+        ready = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        raise ValueError(f"{path}: no such sweep; there are {ready}, or name a YAML file")
+    try:
+        return Sweep.model_validate({"name": path.stem, **(YAML(typ="safe", pure=True).load(path) or {})})
+    except (YAMLError, TypeError) as error:
+        raise ValueError(f"{path}: not a valid sweep: {error}") from None
+    except ValidationError as error:
+        problems = [f"  {'.'.join(map(str, p['loc'])) or 'sweep'}: {p['msg']}" for p in error.errors()]
+        raise ValueError("\n".join([f"{path}: {error.error_count()} problem(s)", *problems])) from None
+
+
+def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Experiment]:
+    """The sweep's experiments, point by point. `settings` go over the sweep's own, and under those of a point.
+
+    A point with a target of its own trains nothing that has a seed: it takes no part in the grid and is measured once.
+    Raises ValueError where two of them would have one name.
+    """
+    experiments = []
+    for recipe, point in itertools.product(sweep.recipes, sweep.points):
+        alone = "target" in point
+        if alone and recipe != sweep.recipes[0]:
+            continue
+        target = point.get("target", f"evaluate@{recipe}")
+        chosen = {key: value for key, value in point.items() if key not in ("name", "target")}
+        shown = {"name": point["name"]} if "name" in point else chosen
+        for combination in [{}] if alone else _combinations(sweep.grid):
+            described = {**({"recipe": recipe} if len(sweep.recipes) > 1 else {}), **shown, **combination}
+            for seed in range(1 if alone else num_seeds):
+                values = {**sweep.settings, **settings, **chosen, **combination, "recipe.seed": seed}
+                overrides = tuple(override(_full_key(key, recipe), value) for key, value in values.items())
+                experiments.append(Experiment(_name(sweep, described, seed), described, seed, target, overrides))
+    names = [experiment.name for experiment in experiments]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{sweep.name}: two points would both be {', '.join(sorted(twice))}; give each a `name`")
+    return experiments
+
+
+def override(key: str, value: Any) -> str:
+    """`key: value` in the grammar of Hydra, which DVC reads: added where params.yaml leaves the key out, else replaced."""
+    return f"++{key}={_literal(value)}"
+
+
+def plain(value: Any) -> str:
+    """A value as a person writes it: 0.00005, not 5e-05."""
+    if isinstance(value, float):
+        text = format(Decimal(repr(value)), "f")
+        return text if "." in text else f"{text}.0"  # else it would be read as a whole number
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return plain(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _combinations(grid: Mapping[str, list[Any]]) -> list[Settings]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _full_key(key: str, recipe: str) -> str:
+    return re.sub(r"^recipe\.", f"train.{recipe}.", key)
+
+
+def _name(sweep: Sweep, described: Settings, seed: int) -> str:
+    words = [re.sub(r"[^A-Za-z0-9.]+", "_", plain(value)).strip("_.") for value in described.values()]
+    return "-".join([sweep.name, *filter(None, words), f"s{seed}"])

@@ -1,0 +1,86 @@
+"""A small real git and DVC project to sweep over: `evaluate@<recipe>` scores `lr` and `seed`, `alone` scores nothing that has a seed.
+
+`prepare` leaves a line in `$SWEEP_NOTES/prepared` each time that it runs, `evaluate` one in `$SWEEP_NOTES/evaluated`. A file
+`$SWEEP_NOTES/knob` is python that `evaluate` executes first.
+"""
+
+from pathlib import Path
+
+from tests.toy_project import git
+
+DVC_YAML = """\
+stages:
+  prepare:
+    cmd: python stages/stage.py prepare
+    params: [size]
+    outs: [artifacts/data]
+  evaluate:
+    matrix:
+      recipe: ${train}
+    cmd: python stages/stage.py evaluate ${item.recipe}
+    deps: [artifacts/data, stages/stage.py]
+    params:
+      - train.${item.recipe}
+    metrics: ["artifacts/evaluate/${item.recipe}/metrics.json"]
+  alone:
+    cmd: python stages/stage.py alone
+    deps: [artifacts/data]
+    metrics: [artifacts/alone/metrics.json]
+"""
+PARAMS = """\
+size: 3
+dataset: {source: synthetic}
+model: {weights: synthetic}
+train:
+  finetune: {lr: 0.1, seed: null}
+  scratch: {lr: 0.1, seed: null}
+"""
+STAGE_PY = """\
+import json, os, pathlib, sys, time
+import ruamel.yaml
+stage, notes, out = sys.argv[1], pathlib.Path(os.environ["SWEEP_NOTES"]), pathlib.Path("artifacts")
+params = ruamel.yaml.YAML(typ="safe").load(pathlib.Path("params.yaml"))
+def note(file, text):
+    with open(notes / file, "a") as f:
+        f.write(text + os.linesep)
+def write(folder, score):
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / folder / "metrics.json").write_text(json.dumps({"test_accuracy": score, "text": "is no score"}))
+if stage == "prepare":
+    note("prepared", os.getcwd())
+    (out / "data").write_text("x" * params["size"])
+elif stage == "alone":
+    write("alone", 0.5)
+else:
+    recipe = params["train"][sys.argv[2]]
+    if (notes / "knob").exists():
+        exec((notes / "knob").read_text())
+    note("evaluated", f"{sys.argv[2]} {recipe['lr']} {recipe['seed']} {os.getcwd()}")
+    write(f"evaluate/{sys.argv[2]}", recipe["lr"] + 0.1 * recipe["seed"])
+"""
+
+
+def create(root: Path) -> Path:
+    """Make the project in `root` (a new folder) and commit it."""
+    write = {
+        ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
+        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+        ".gitignore": "/.cache/\n",
+        "artifacts/.gitignore": "*\n!.gitignore\n",
+        "dvc.yaml": DVC_YAML,
+        "params.yaml": PARAMS,
+        "stages/stage.py": STAGE_PY,
+    }
+    for name, text in write.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    identify(root)
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "A project to sweep over")
+    return root
+
+
+def identify(root: Path) -> None:
+    git(root, "config", "user.name", "Toy")
+    git(root, "config", "user.email", "toy@example.invalid")

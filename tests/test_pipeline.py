@@ -1,0 +1,112 @@
+"""The main job, end to end under DVC: params.yaml in, a verified ONNX model out, and nothing run twice."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.experiment import TINY, dvc, git, make_project, stage
+
+SCRATCH_AND_AFTER = ["train@scratch", "evaluate@scratch", "compare", "report"]
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"^Running stage '(.+)':", output, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    folder = make_project(tmp_path_factory.mktemp("tiny"), TINY)
+    dvc(folder, "repro")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "Run")
+    return folder
+
+
+def test_every_artifact_is_there(project):
+    for name in (
+        "model.onnx", "comparison.json", "comparison.md", "comparison.png", "parity.json", "parity.md", "report.html",
+        "export/core.onnx", "export/export.json", "export/MODEL_CARD.md", "evaluate/finetune/predictions.csv",
+    ):  # fmt: skip
+        assert (project / "artifacts" / name).stat().st_size > 0, name
+
+
+def test_comparison_has_a_complete_entry_a_recipe(project):
+    entries = json.loads((project / "artifacts/comparison.json").read_text())
+    assert [entry["recipe"] for entry in entries] == ["finetune", "scratch"]
+    for entry in entries:
+        for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "examples_per_second", "seconds"):
+            assert entry[key] >= 0, key
+        assert entry["device"].startswith(("cpu", "cuda"))
+        assert entry["published"]["test_accuracy"] == {"finetune": 0.880, "scratch": 0.849}[entry["recipe"]]
+
+
+def test_parity_passes_on_the_cpu_and_says_what_was_not_run(project):
+    rows = json.loads((project / "artifacts/parity.json").read_text())["rows"]
+    verdicts = {row["verdict"] for row in rows}
+    assert "passed" in verdicts
+    assert "failed" not in verdicts
+    assert all(verdict == "passed" or verdict.startswith("not run") for verdict in verdicts)
+
+
+def test_a_second_repro_runs_nothing(project):
+    assert ran(dvc(project, "repro")) == []
+    assert dvc(project, "status").strip() == "Data and pipelines are up to date."
+
+
+def test_another_scratch_lr_reruns_scratch_and_what_depends_on_it(project):
+    output = dvc(project, "exp", "run", "-n", "other-lr", "-S", "train.scratch.lr=0.001")
+    assert ran(output) == SCRATCH_AND_AFTER
+
+    changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
+    assert set(changed) == {"train.scratch.lr"}
+    assert (changed["train.scratch.lr"]["old"], changed["train.scratch.lr"]["new"]) == (0.0005, 0.001)
+    metrics = json.loads(dvc(project, "metrics", "diff", "--json"))
+    assert "artifacts/train/scratch/metrics.json" in metrics
+    assert "artifacts/train/finetune/metrics.json" not in metrics
+    assert "other-lr" in dvc(project, "exp", "show", "--csv")
+
+    git(project, "checkout", "-q", "--", ".")
+    dvc(project, "checkout")
+
+
+def test_plots_can_be_shown(project):
+    dvc(project, "plots", "show", "-o", "plots")
+    assert (project / "plots/index.html").stat().st_size > 0
+
+
+def test_two_runs_of_an_experiment_give_the_same_checkpoint(project):
+    paths = [project / f"artifacts/train/{recipe}/metrics.json" for recipe in ("finetune", "scratch")]
+    digests = [json.loads(path.read_text())["weights_digest"] for path in paths]
+    for recipe in ("finetune", "scratch"):
+        assert stage(project, "train", recipe).returncode == 0
+    assert [json.loads(path.read_text())["weights_digest"] for path in paths] == digests
+    dvc(project, "checkout", "--force")
+
+
+def test_a_third_recipe_is_added_by_params_alone(project):
+    params = project / "params.yaml"
+    before = params.read_text()
+    probe = "  probe: {init: pretrained, freeze: backbone, lr: 0.001, head_lr_multiplier: 1, weight_decay: 0, batch_size: 8, epochs: 1}\n"
+    params.write_text(before.replace("\ntrain:\n", f"\ntrain:\n{probe}"))
+    output = dvc(project, "repro", "compare")
+    assert sorted(ran(output)) == ["compare", "evaluate@probe", "train@probe"]
+    entries = json.loads((project / "artifacts/comparison.json").read_text())
+    assert {entry["recipe"] for entry in entries} == {"probe", "finetune", "scratch"}
+    params.write_text(before)
+    git(project, "checkout", "-q", "--", ".")
+    dvc(project, "checkout", "--force")
+
+
+def test_a_wrong_value_stops_before_any_work(project):
+    output = dvc(project, "exp", "run", "-S", "train.scratch.epochs=0", check=False)
+    assert "train.scratch.epochs: Input should be greater than or equal to 1" in output
+    git(project, "checkout", "-q", "--", ".")
+    dvc(project, "checkout", "--force")
+
+
+def test_an_unknown_recipe_is_named(project):
+    done = stage(project, "train", "finetoon")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: params.yaml has no recipe 'finetoon' under train; it has finetune, scratch"

@@ -1,0 +1,45 @@
+"""The main job on a handful of real photos and a real source model, where they are at hand."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.experiment import REAL, TINY, make_project, stage
+
+pytestmark = pytest.mark.skipif(
+    not REAL.exists(), reason="skipped: ../shared/real (real photos and weights) is not here"
+)
+
+NUM_EACH = {"train": 6, "test": 3}  # photos a class
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    with zipfile.ZipFile(REAL / "hotdog-small.zip") as archive:
+        for split, num in NUM_EACH.items():
+            for class_name in ("hotdog", "not-hotdog"):
+                names = [name for name in archive.namelist() if name.startswith(f"hotdog/{split}/{class_name}/")]
+                for name in sorted(names)[:num]:
+                    archive.extract(name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights"), [("resnet18", "resnet18-food100.pth"), ("mobilenet_v2", "mobilenet_v2-imagenet.pth")]
+)
+def test_real_photos_and_weights_go_through(tmp_path, photos, architecture, weights):
+    sizes = {"preprocess.resize": 72, "preprocess.crop": 64, "train.finetune.epochs": 1}
+    model = {"model.architecture": architecture, "model.weights": str(REAL / weights)}
+    project = make_project(tmp_path, {**TINY, **sizes, **model, "dataset.source": str(photos)})
+    for arguments in (
+        ("download", "dataset"), ("download", "model"), ("pretrain",), ("preprocess",),
+        ("train", "finetune"), ("evaluate", "finetune"), ("export",), ("check_parity",),
+    ):  # fmt: skip
+        done = stage(project, *arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    metrics = json.loads((project / "artifacts/evaluate/finetune/metrics.json").read_text())
+    assert 0 <= metrics["test_accuracy"] <= 1
+    assert (project / "artifacts/model.onnx").exists()

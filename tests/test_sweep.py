@@ -1,0 +1,269 @@
+"""flows/sweep against a real Prefect server, a real DVC project, real signals and real workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import dvc_stages
+from flows.settings import prefect_environment
+from tests import sweep_project
+from tests.toy_project import dvc, git, processes_in, wait_until
+
+ROOT = Path(__file__).parents[1]
+GRID = """\
+title: Learning rate
+grid:
+  recipe.lr: [0.1, 0.2]
+x: recipe.lr
+"""
+POINTS = """\
+title: Learning rate
+recipes: [finetune, scratch]
+points:
+  - {name: alone, target: alone}
+  - {name: slow}
+x: recipe
+series: name
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for all tests of this file; yields its address."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in prefect_environment(tmp_path_factory.mktemp("server")).items():
+            patch.setenv(name, value)
+        from prefect.settings import PREFECT_API_URL
+        from prefect.testing.utilities import prefect_test_harness
+
+        with prefect_test_harness(server_startup_timeout=180):
+            yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the toy's stages write down what they do."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    monkeypatch.setenv("SWEEP_NOTES", str(folder))
+    monkeypatch.setattr(dvc_stages, "GRACE", 2.0)
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path: Path, notes: Path) -> Path:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "points.yaml").write_text(POINTS)
+    return sweep_project.create(tmp_path / "toy")
+
+
+def run(toy: Path, name: str = "grid", **options: Any) -> Any:
+    from flows.sweep.flow import sweep
+
+    return sweep(str(toy.parent / f"{name}.yaml"), root=str(toy), return_state=True, **options)
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def experiments_of(toy: Path) -> set[str]:
+    return set(dvc(toy, "exp", "list", "--name-only").split())
+
+
+def rows(toy: Path, name: str = "grid") -> list[dict[str, Any]]:
+    return json.loads((toy / "artifacts/sweeps" / name / "table.json").read_text())["rows"]
+
+
+def test_every_point_becomes_an_experiment_and_the_project_stays_as_it_is(server: str, toy: Path, notes: Path) -> None:
+    before = (git(toy, "rev-parse", "HEAD"), git(toy, "status", "--porcelain"), (toy / "params.yaml").read_text())
+    state = run(toy, seeds=2)
+    assert state.is_completed(), state.message
+    assert experiments_of(toy) == {f"grid-{lr}-s{seed}" for lr in ("0.1", "0.2") for seed in (0, 1)}
+    assert (
+        git(toy, "rev-parse", "HEAD"),
+        git(toy, "status", "--porcelain"),
+        (toy / "params.yaml").read_text(),
+    ) == before
+
+    first, second = rows(toy)
+    assert (first["lr"], first["seeds"], second["seeds"]) == (0.1, 2, 2)
+    assert first["test_accuracy"] == pytest.approx(0.15)
+    assert second["test_accuracy"] == pytest.approx(0.25)
+    assert len(lines(notes / "prepared")) == 1  # what the points share ran once
+    folder = toy / "artifacts/sweeps/grid"
+    assert {path.name for path in folder.iterdir()} == {
+        "table.json",
+        "table.md",
+        "table.csv",
+        "figure.svg",
+        "figure.png",
+    }
+
+
+def test_what_is_done_is_not_run_again_and_what_is_new_is(server: str, toy: Path, notes: Path) -> None:
+    assert run(toy, seeds=1).message.startswith("0 were done, 2 ran")
+    assert run(toy, seeds=1).message.startswith("2 were done, 0 ran")
+    assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
+    assert len(lines(notes / "evaluated")) == 4
+
+
+def test_an_experiment_of_the_same_name_with_other_params_is_run_again(server: str, toy: Path, notes: Path) -> None:
+    run(toy, seeds=1)
+    assert run(toy, seeds=1, settings={"size": 4}).message.startswith("0 were done, 2 ran")
+    assert run(toy, seeds=1, settings={"size": 4}).message.startswith("2 were done, 0 ran")
+    shown = git(
+        toy,
+        "show",
+        f"refs/exps/{git(toy, 'rev-parse', 'HEAD')[:2]}/{git(toy, 'rev-parse', 'HEAD')[2:]}/grid-0.1-s0:params.yaml",
+    )
+    assert "size: 4" in shown
+
+
+def test_a_new_commit_restores_what_did_not_change(server: str, toy: Path, notes: Path) -> None:
+    run(toy, seeds=1)
+    (toy / "README").write_text("words")
+    git(toy, "add", "README")
+    git(toy, "commit", "--quiet", "--message", "Words")
+    assert run(toy, seeds=1).message.startswith("0 were done, 2 ran")
+    assert len(lines(notes / "evaluated")) == 2
+
+
+def test_a_failed_point_leaves_the_others_and_is_all_that_runs_again(server: str, toy: Path, notes: Path) -> None:
+    (notes / "knob").write_text("if recipe['lr'] == 0.2: print('the loss is nan'); raise SystemExit(3)")
+    state = run(toy, seeds=2)
+    assert state.is_failed()
+    assert state.message.startswith("2 failed, 0 were done, 2 ran")
+    assert "grid-0.2-s1: exited with code 3" in state.message
+    assert "the loss is nan" in state.message
+    assert [row["seeds"] for row in rows(toy)] == [2, 0]
+    (notes / "knob").unlink()
+    assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
+
+
+def test_points_run_side_by_side_each_in_a_checkout_of_its_own(server: str, toy: Path, notes: Path) -> None:
+    """The knob lets a point end only once another one is at work, except the first, which runs alone."""
+    (notes / "knob").write_text(
+        "note('started', os.getcwd())\n"
+        "begin = time.monotonic()\n"
+        "while recipe['lr'] > 0.1 and len((notes / 'started').read_text().splitlines()) < 3:\n"
+        "    assert time.monotonic() - begin < 60; time.sleep(0.05)\n"
+    )
+    (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]"))
+    state = run(toy, seeds=1, jobs=2)
+    assert state.is_completed(), state.message
+    first, *others = lines(notes / "started")
+    assert len(set(others)) == 2
+    assert first in others
+
+
+def test_a_stage_without_seeds_is_measured_once_and_recipes_are_told_apart(server: str, toy: Path, notes: Path) -> None:
+    state = run(toy, "points", seeds=2)
+    assert state.is_completed(), state.message
+    assert experiments_of(toy) == {
+        "points-finetune-alone-s0",
+        *(f"points-{recipe}-slow-s{seed}" for recipe in ("finetune", "scratch") for seed in (0, 1)),
+    }
+    assert [row["seeds"] for row in rows(toy, "points")] == [1, 2, 2]
+
+
+def test_uncommitted_code_is_refused(server: str, toy: Path) -> None:
+    (toy / "params.yaml").write_text((toy / "params.yaml").read_text().replace("size: 3", "size: 5"))
+    state = run(toy, seeds=1)
+    assert state.is_failed()
+    assert "params.yaml" in state.message
+    assert "commit these first" in state.message
+
+
+def test_a_second_sweep_of_the_same_name_is_turned_away(server: str, toy: Path) -> None:
+    with dvc_stages.claimed(toy / ".cache/sweep-grid.lock"):
+        state = run(toy, seeds=1)
+    assert state.name == "TurnedAway"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_sweep_leaves_no_process_and_goes_on_where_it_was(
+    server: str, toy: Path, notes: Path, number: signal.Signals
+) -> None:
+    (notes / "knob").write_text("if recipe['lr'] == 0.2: note('running', ''); time.sleep(600)")
+    command = [sys.executable, "-m", "flows.sweep", str(toy.parent / "grid.yaml"), "--seeds", "2", "--jobs", "2"]
+    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=toy, env=environment) as process:
+        wait_until(lambda: len(lines(notes / "running")) == 2, 240, "two points are at work")
+        process.send_signal(number)
+        process.wait(120)
+    wait_until(lambda: processes_in(toy) == [], 60, "nothing is left")
+    assert experiments_of(toy) == {"grid-0.1-s0", "grid-0.1-s1"}
+    (notes / "knob").unlink()
+    assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
+
+
+def test_the_command_line_shows_what_it_would_run(toy: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "flows.sweep",
+        str(toy.parent / "grid.yaml"),
+        "--seeds",
+        "1",
+        "--dry-run",
+        "-S",
+        "size=7",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == (
+        "grid-0.1-s0 evaluate@finetune ++size=7 ++train.finetune.lr=0.1 ++train.finetune.seed=0"
+    )
+    wrong = subprocess.run([*command[:3], "nothing"], cwd=toy, env=environment, capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: Path, tmp_path: Path) -> None:
+    origin, storage = tmp_path / "origin.git", tmp_path / "storage"
+    dvc(toy, "remote", "add", "--default", "shared", str(storage))
+    git(toy, "commit", "--quiet", "--all", "--message", "A remote")
+    git(toy, "clone", "--quiet", "--bare", str(toy), str(origin))
+    git(toy, "remote", "add", "origin", str(origin))
+    (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]"))
+    # The last two points wait for each other: they can only end if both machines are at work.
+    (notes / "knob").write_text(
+        "note('started', os.getcwd())\n"
+        "begin = time.monotonic()\n"
+        "while recipe['lr'] > 0.1 and len((notes / 'started').read_text().splitlines()) < 3:\n"
+        "    assert time.monotonic() - begin < 120; time.sleep(0.05)\n"
+    )
+    environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
+    prefect = [sys.executable, "-m", "prefect"]
+    subprocess.run([*prefect, "work-pool", "create", "machines", "--type", "process"], env=environment, check=True)
+    subprocess.run([*prefect, "--no-prompt", "deploy", "--name", "sweep-point"], cwd=ROOT, env=environment, check=True)
+    workers = []
+    try:
+        for name in ("one", "two"):
+            clone = tmp_path / name
+            git(toy, "clone", "--quiet", str(origin), str(clone))
+            sweep_project.identify(clone)
+            worker = [*prefect, "worker", "start", "--pool", "machines", "--name", name, "--limit", "1"]
+            own = {**environment, "PIPELINE_ROOT": str(clone)}
+            workers.append(subprocess.Popen(worker, cwd=clone, env=own, start_new_session=True))
+        state = run(toy, seeds=1, git_remote="origin")
+        assert state.is_completed(), state.message
+    finally:
+        for process in workers:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in workers:
+            process.wait(60)
+    assert [row["test_accuracy"] for row in rows(toy)] == pytest.approx([0.1, 0.2, 0.3])
+    machines = {Path(line).relative_to(tmp_path).parts[0] for line in lines(notes / "started")}
+    assert machines == {"one", "two"}
+    assert len(lines(notes / "prepared")) == 1  # the second machine pulled what the first had prepared
+    assert run(toy, seeds=1, git_remote="origin").message.startswith("3 were done, 0 ran")

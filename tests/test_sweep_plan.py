@@ -1,0 +1,154 @@
+"""flows/sweep's plan, table, picture and capacity: what is run, and what is said about it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from flows.sweep import capacity, experiments, picture, plan, table
+from flows.sweep.plan import Sweep, load_sweep, unfold
+from stages.shared.params import Params
+
+ROOT = Path(__file__).parents[1]
+READY = sorted(path.stem for path in plan.FOLDER.glob("*.yaml"))
+
+
+def sweep(**values: Any) -> Sweep:
+    return Sweep.model_validate({"name": "toy", "title": "Toy", "x": "name", **values})
+
+
+def test_every_combination_of_recipe_point_grid_and_seed_is_one_experiment() -> None:
+    chosen = sweep(recipes=["a", "b"], points=[{"p": 1}, {"p": 2}], grid={"recipe.lr": [0.1, 0.00001]}, x="p")
+    unfolded = unfold(chosen, 3, {"size": 9})
+    assert len(unfolded) == 2 * 2 * 2 * 3
+    last = unfolded[-1]
+    assert last.name == "toy-b-2-0.00001-s2"
+    assert last.target == "evaluate@b"
+    assert last.metrics == "artifacts/evaluate/b/metrics.json"
+    assert last.overrides == ("++size=9", "++p=2", "++train.b.lr=0.00001", "++train.b.seed=2")
+
+
+def test_a_points_values_go_over_the_callers_and_those_over_the_sweeps() -> None:
+    chosen = sweep(settings={"a": 1, "b": 1, "c": 1}, points=[{"a": 3}], x="a")
+    (experiment,) = unfold(chosen, 1, {"a": 2, "b": 2})
+    assert experiment.overrides[:3] == ("++a=3", "++b=2", "++c=1")
+
+
+def test_a_point_with_a_stage_of_its_own_is_measured_once() -> None:
+    chosen = sweep(
+        recipes=["a", "b"], points=[{"name": "none", "target": "zero_shot"}, {"name": "some"}], grid={"k": [1, 2]}
+    )
+    unfolded = unfold(chosen, 3, {})
+    assert [e.name for e in unfolded if e.target == "zero_shot"] == ["toy-a-none-s0"]
+    assert len(unfolded) == 1 + 2 * 2 * 3
+
+
+def test_two_points_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two points would both be toy-a_b-s0; give each a `name`"):
+        unfold(sweep(points=[{"k": "a/b"}, {"k": "a b"}], x="k"), 1, {})
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="ascii", exclude_characters="$", min_codepoint=32), max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z][a-z-]*", fullmatch=True), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(value=values)
+def test_dvc_sets_every_value_as_it_was_meant(value: Any) -> None:
+    experiment = plan.Experiment("x", {}, 0, "", (plan.override("section.key", value),))
+    assert experiments._params("section: {key: old}\n", experiment) == {"section": {"key": value}}
+
+
+@pytest.mark.parametrize("name", READY)
+def test_a_ready_sweep_makes_valid_params_and_names_stages_that_exist(name: str) -> None:
+    base = (ROOT / "params.yaml").read_text()
+    known = set(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
+    for experiment in unfold(load_sweep(name), 2, {}):
+        params = Params.model_validate(experiments._params(base, experiment))
+        assert experiment.target.partition("@")[0] in known
+        assert any(recipe.seed == experiment.seed for recipe in params.train.values())
+
+
+def test_the_four_ablations_of_the_chapter_are_there() -> None:
+    assert {"freeze", "labels", "learning_rate", "source_class"} <= set(READY)
+    head = next(e for e in unfold(load_sweep("source_class"), 1, {}) if "row" in e.name)
+    params = experiments._params((ROOT / "params.yaml").read_text(), head)
+    assert params["train"]["finetune"]["head_init"] == params["zero_shot"] == {"hotdog": 934}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x: name\n", "title: Field required"),
+        ("title: T\nx: lr\n", "x or series is lr, which the points do not set"),
+        ("title: T\nx: name\ngrid: {lr: []}\n", "grid.lr: List should have at least 1 item"),
+        ("title: T\nx: name\nseed: 1\n", "seed: Extra inputs are not permitted"),
+        ("- 1", "not a valid sweep"),
+        ("a: [", "not a valid sweep"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_by_key(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_sweep(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_sweep_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="no such sweep; there are freeze, labels, learning_rate, source_class"):
+        load_sweep("nothing")
+
+
+def test_the_interval_is_students() -> None:
+    low, high = table.mean_interval([0.8, 0.9, 1.0])
+    assert (low + high) / 2 == pytest.approx(0.9)
+    assert (high - low) / 2 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert all(math.isnan(bound) for bound in table.mean_interval([0.8]))
+
+
+def test_a_row_has_the_mean_and_its_interval_within_what_the_score_can_be() -> None:
+    unfolded = unfold(sweep(points=[{"lr": 0.00001}, {"lr": 1.0}], x="lr"), 2, {})
+    metrics = {
+        unfolded[0].name: {"test_accuracy": 0.9, "test_loss": 1.0},
+        unfolded[1].name: {"test_accuracy": 1.0, "test_loss": 3.0},
+    }
+    first, second = table.summarize(unfolded, metrics, ["test_accuracy", "test_loss"])
+    assert (first["lr"], first["seeds"], first["test_accuracy"]) == (0.00001, 2, pytest.approx(0.95))
+    assert first["test_accuracy_high"] == 1.0
+    assert first["test_loss_low"] < 0
+    assert (second["seeds"], second["test_accuracy"], second["test_accuracy_low"]) == (0, None, None)
+    text = table.as_markdown("Toy", [first, second], ["test_accuracy", "test_loss"])
+    assert "| 0.00001 | 2 | 0.950 (0.315 to 1.000) |" in text
+    assert "| 1.0 | 0 | – | – |" in text
+    assert table.as_csv([first, second]).startswith("lr,seeds,test_accuracy,test_accuracy_low,")
+    json.dumps([first, second], allow_nan=False)
+
+
+def test_the_picture_has_a_line_a_series_and_points_without_x_across(tmp_path: Path) -> None:
+    chosen = sweep(
+        points=[{"name": "alone", "target": "zero_shot"}, {"name": "a"}, {"name": "b"}],
+        grid={"recipe.lr": [0.1, 0.2]}, x="recipe.lr", series="name",
+    )  # fmt: skip
+    unfolded = unfold(chosen, 2, {})
+    metrics = {e.name: {"test_accuracy": 0.5 + 0.1 * e.seed} for e in unfolded}
+    picture.draw(chosen, unfolded, metrics, tmp_path)
+    lines, across = picture._lines(chosen, unfolded)
+    assert {name: list(line) for name, line in lines.items()} == {"a": ["0.1", "0.2"], "b": ["0.1", "0.2"]}
+    assert list(across) == ["alone"]
+    assert "<svg" in (tmp_path / "figure.svg").read_text()[:1000]
+    first = (tmp_path / "figure.svg").read_bytes()
+    picture.draw(chosen, unfolded, metrics, tmp_path)
+    assert (tmp_path / "figure.svg").read_bytes() == first
+
+
+@pytest.mark.parametrize(("threads", "free", "expected"), [(1, 80, 8), (2, 80, 4), (1, 35, 3), (1, 5, 1), (16, 80, 1)])
+def test_as_many_at_a_time_as_cores_and_memory_allow_but_one(threads: int, free: int, expected: int) -> None:
+    assert capacity.jobs(10, threads=threads, free=free, cores=8) == expected

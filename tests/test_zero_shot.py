@@ -1,0 +1,59 @@
+"""The source model's own classes, as a classifier of the target's."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
+
+from stages.shared.model import build_model
+from stages.zero_shot import choose_sources, load_source_model, measure
+
+NAMES = ("hotdog", "not-hotdog")
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 2, (40, 5))
+
+
+def test_the_score_is_the_models_own_probability_of_the_class(logits):
+    labels = np.arange(40) % 2
+    metrics = measure(logits, labels, choose_sources({"hotdog": 3}, NAMES, 5))
+    probability = softmax(logits, axis=1)[:, 3]
+    assert metrics["roc_auc"] == pytest.approx(roc_auc_score(labels == 0, probability))
+    assert metrics["threshold_accuracy"] == np.mean((probability > 0.5) == (labels == 0))
+    assert metrics["test_loss"] == pytest.approx(-np.log(np.where(labels == 0, probability, 1 - probability)).mean())
+    assert metrics["test_accuracy"] == np.mean((logits.argmax(axis=1) == 3) == (labels == 0))
+    assert metrics["recall"][0] == np.mean(logits[labels == 0].argmax(axis=1) == 3)
+
+
+def test_three_classes_have_no_roc_but_a_top_1(logits):
+    metrics = measure(logits, np.arange(40) % 3, choose_sources({"a": 0, "b": 1}, ("a", "b", "c"), 5))
+    assert metrics["roc_auc"] is None
+    assert 0 < metrics["test_accuracy"] < 1
+
+
+@pytest.mark.parametrize(
+    ("named", "names", "message"),
+    [
+        ({"sausage": 1}, NAMES, "zero_shot names sausage; the data's classes are hotdog, not-hotdog"),
+        ({"hotdog": 5}, NAMES, "zero_shot names the source classes {'hotdog': 5}; the source model has 5"),
+        ({"a": 1}, ("a", "b", "c"), "zero_shot leaves b, c unnamed"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused_by_name(named, names, message):
+    with pytest.raises(ValueError, match=message):
+        choose_sources(named, names, 5)
+
+
+def test_the_source_model_keeps_its_whole_head(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    source = build_model("mobilenet_v3_small", 7, 64).eval()
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    model, num_classes = load_source_model("mobilenet_v3_small", 64, tmp_path / "weights.safetensors")
+    assert num_classes == 7
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model.eval()(images), source(images))
