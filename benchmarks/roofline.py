@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.timing import interleave
 from benchmarks.workload import make_model
 
 BYTES = 2  # of a bfloat16
@@ -87,25 +88,30 @@ def measure_peaks(device: torch.device) -> dict[str, float]:
     }
 
 
-def convolution_rate(crop: int, batch_size: int, precision: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of 3x3 convolutions alone: those of ResNet-18's four stages, equal in FLOP, forward, one after the other."""
+def convolutions(crop: int, batch_size: int, precision: torch.dtype, device: torch.device) -> Callable[[], int]:
+    """3x3 convolutions alone: those of ResNet-18's four stages, equal in FLOP, forward, in turn; each call returns its FLOP."""
     layers = [(64, crop // 4), (128, crop // 8), (256, crop // 16), (512, crop // 32)]
-    inputs = [
-        torch.randn(batch_size, c, s, s).to(device, precision).to(memory_format=torch.channels_last) for c, s in layers
-    ]
-    weights = [torch.randn(c, c, 3, 3).to(device, precision).to(memory_format=torch.channels_last) for c, _ in layers]
+    inputs = [_channels_last(torch.randn(batch_size, c, s, s), precision, device) for c, s in layers]
+    weights = [_channels_last(torch.randn(c, c, 3, 3), precision, device) for c, _ in layers]
     flops = sum(2 * batch_size * c * c * 9 * s * s for c, s in layers)
 
     @torch.no_grad()
-    def convolve() -> None:
+    def convolve() -> int:
         for x, w in zip(inputs, weights, strict=True):
             F.conv2d(x, w, padding=1)
+        return flops
 
-    return flops / _median_seconds(convolve, device)
+    return convolve
+
+
+def _channels_last(values: torch.Tensor, precision: torch.dtype, device: torch.device) -> torch.Tensor:
+    return values.to(device, precision).to(memory_format=torch.channels_last)
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    from benchmarks.timing import interleave
+    def once() -> int:
+        work()
+        return 1
 
-    rate: float = interleave({"work": lambda: (work(), 1)[1]}, repeats, device)["work"]["median"]
+    rate: float = interleave({"work": once}, repeats, device)["work"]["median"]
     return 1 / rate

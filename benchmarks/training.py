@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import ours, peers
 from benchmarks.peers import Batch, Way
-from benchmarks.roofline import H200, convolution_rate, floor_seconds, measure_peaks, training_flops
+from benchmarks.roofline import H200, convolutions, floor_seconds, measure_peaks, training_flops
 from benchmarks.timing import interleave, ratio, summarize
 from benchmarks.workload import Size, Workload, make_model
 from stages.shared.sampling import steps
@@ -73,42 +73,44 @@ def ready_batches(loader: Iterable[Batch], at_most: int) -> list[Batch]:
 def compare_with_own_limits(
     mine: ours.Ours, work: Workload, size: Size, device: torch.device, precision: torch.dtype
 ) -> dict[str, Row]:
-    """Our step beside the same step without a data path, the data path alone, and the roofline."""
+    """Our step beside the same step without a data path, the data path alone, and what the chip allows."""
     draws = ours.plan(work.train, size.steps * size.batch_size, device)
     rates = interleave(
         {
             "ours": lambda: ours.run(mine.step, draws, size.batch_size),
             "resident": lambda: ours.run(mine.resident_step, draws, size.batch_size),
             "data": lambda: ours.run(mine.crop, draws, size.batch_size),
+            "convolutions": convolutions(size.crop, size.batch_size, precision, device),  # FLOP/s
         },
         size.rounds,
         device,
     )
-    share = [a / b for a, b in zip(rates["ours"]["rounds"], rates["data"]["rounds"], strict=True)]
+    on_cuda = device.type == "cuda"
     return {
         "resident": _row(rates, "ours", "resident"),
-        "data_path": {"rates": {"ours": rates["ours"], "data": rates["data"]}, "ratio": summarize(share)["median"]},
-        "roofline": roofline_row(rates["ours"], size, device, precision),
+        "data_path": _row(
+            rates, "ours", "data"
+        ),  # images/s of the step over those of its part: the part's share of its time
+        "roofline": over_roofline(rates["ours"], size, device) if on_cuda else over_convolutions(rates, size),
     }
 
 
-def roofline_row(rate: dict[str, Any], size: Size, device: torch.device, precision: torch.dtype) -> Row:
-    """CUDA: over the rate that an H200 allows. CPU: the step's FLOP/s over those of 3x3 convolutions alone."""
-    if device.type == "cuda":
-        peaks = measure_peaks(device)
-        allowed = {
-            name: 1 / floor_seconds(size.crop, size.batch_size, peak["flops"], peak["bytes"])
-            for name, peak in (("h200", H200), ("measured", peaks))
-        }
-        return {"rates": {"ours": rate}, "peaks": peaks, "allowed": allowed, "ratio": rate["median"] / allowed["h200"]}
-    achieved = rate["median"] * training_flops(size.crop)
-    convolution = convolution_rate(size.crop, size.batch_size, precision, device)
-    return {
-        "rates": {"ours": rate},
-        "flops": achieved,
-        "convolution_flops": convolution,
-        "ratio": achieved / convolution,
+def over_roofline(rate: dict[str, Any], size: Size, device: torch.device) -> Row:
+    """Our rate over the one that an H200 allows, and over the one that this device's own peaks allow."""
+    peaks = measure_peaks(device)
+    allowed = {
+        name: 1 / floor_seconds(size.crop, size.batch_size, peak["flops"], peak["bytes"])
+        for name, peak in (("h200", H200), ("this device", peaks))
     }
+    return {"rates": {"ours": rate}, "peaks": peaks, "allowed": allowed, "ratio": rate["median"] / allowed["h200"]}
+
+
+def over_convolutions(rates: dict[str, dict[str, Any]], size: Size) -> Row:
+    """FLOP/s of our whole step over those of 3x3 convolutions alone."""
+    flops = training_flops(size.crop)
+    step = summarize([images * flops for images in rates["ours"]["rounds"]])
+    measured = {"ours": rates["ours"], "step, FLOP/s": step, "convolutions, FLOP/s": rates["convolutions"]}
+    return {"rates": measured, **ratio(step, rates["convolutions"])}
 
 
 def compare_with_compiled(

@@ -69,7 +69,7 @@ def finished(project: Path, commit: str, experiments: Iterable[Experiment]) -> d
     found = {}
     for path in {experiment.metrics for experiment in ours.values()}:
         names = {references[name]: name for name, experiment in ours.items() if experiment.metrics == path}
-        with Repo(str(project)) as repo:
+        with contextlib.chdir(project), Repo() as repo:  # DVC names files relative to the working directory
             shown = repo.metrics.show(targets=[path], revs=list(names), on_error="return")
         for revision, name in names.items():
             if metrics := shown.get(revision, {}).get("data", {}).get(path, {}).get("data"):

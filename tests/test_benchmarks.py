@@ -1,0 +1,157 @@
+"""The benchmark compares what it says, and the committed table is that of the committed results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import ours, peers
+from benchmarks.accuracy import mean_and_interval
+from benchmarks.roofline import H200, floor_seconds, training_flops
+from benchmarks.table import ROWS, render
+from benchmarks.timing import interleave, ratio, summarize
+from benchmarks.workload import HEAD_LR_MULTIPLIER, LR, MEAN, QUICK, STD, WEIGHT_DECAY, make_model, make_workload
+from stages.shared.model import param_groups
+from stages.shared.params import load_params
+from stages.shared.sampling import steps
+from stages.shared.training import fit
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return make_workload(QUICK, tmp_path_factory.mktemp("photos"))
+
+
+def test_the_roofline_is_the_one_that_was_counted_by_hand():
+    assert training_flops(224) == pytest.approx(10.6e9, rel=0.01)
+    assert 1 / floor_seconds(224, 128, H200["flops"], H200["bytes"]) == pytest.approx(38_500, rel=0.005)
+
+
+def test_a_chip_without_limits_has_no_floor():
+    assert floor_seconds(224, 128, 1e30, 1e30) < 1e-15
+
+
+def test_every_contestant_runs_once_more_than_it_is_measured_and_they_take_turns():
+    order = []
+    contestants = {name: lambda name=name: order.append(name) or 1 for name in "abc"}
+    rates = interleave(contestants, 3, CPU)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert all(len(rates[name]["rounds"]) == 3 for name in "abc")
+
+
+def test_ratios_are_taken_round_by_round():
+    slowing = summarize([40.0, 20.0, 10.0]), summarize([10.0, 5.0, 5.0])
+    assert ratio(*slowing) == {"ratio": 4.0, "ratio_low": 2.0, "ratio_high": 4.0}
+
+
+def test_our_benchmarked_step_is_the_one_that_fit_runs(work):
+    mine = ours.prepare(work.train, QUICK, CPU, torch.float32)
+    ours.run(mine.step, ours.plan(work.train, 8, CPU), QUICK.batch_size)
+    loss, correct, images = mine.totals.sums.tolist()
+
+    model = make_model(QUICK.crop)
+    history = fit(
+        model, param_groups(model, ("fc.weight", "fc.bias"), LR, HEAD_LR_MULTIPLIER), work.train, torch.arange(8),
+        crop=QUICK.crop, mean=MEAN, std=STD, seed=0, epochs=1, batch_size=QUICK.batch_size, momentum=0.0,
+        weight_decay=WEIGHT_DECAY, device=CPU, precision=torch.float32, execution="auto",
+    )  # fmt: skip
+    assert images == 8
+    assert loss / images == history[0].train_loss
+    assert correct / images == history[0].train_accuracy
+
+
+def test_the_step_without_a_data_path_trains_on_as_many_images(work):
+    mine = ours.prepare(work.train, QUICK, CPU, torch.float32)
+    assert ours.run(mine.resident_step, ours.plan(work.train, 7, CPU), QUICK.batch_size) == 7
+    assert mine.totals.sums[2] == 7
+
+
+def test_reading_losses_counts_every_image(work):
+    mine = ours.prepare(work.train, QUICK, CPU, torch.float32)
+    assert ours.run_reading_losses(mine, steps(ours.plan(work.train, 7, CPU), QUICK.batch_size)) == 7
+
+
+def test_the_recipe_is_that_of_params_yaml():
+    recipe = load_params(ROOT / "params.yaml").train["finetune"]
+    assert (recipe.lr, recipe.head_lr_multiplier, recipe.weight_decay) == (LR, HEAD_LR_MULTIPLIER, WEIGHT_DECAY)
+
+
+def test_the_books_step_sums_its_losses(work):
+    images, labels = next(iter(peers.d2l(work.files, make_model(QUICK.crop), QUICK.crop, 4, CPU).loader))
+    model = make_model(QUICK.crop).train()
+    expected = torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").item()
+    model = make_model(QUICK.crop)
+    loss, _, count = peers.d2l_step(model, peers.book_optimizer(model), CPU)(images, labels)
+    assert loss == pytest.approx(expected)
+    assert count == 4
+
+
+@pytest.mark.parametrize("make", [peers.torchvision_references, peers.timm])
+def test_the_peers_ways_train_on_every_image_and_change_the_weights(make, work):
+    model = make_model(QUICK.crop)
+    before = model.conv1.weight.clone()
+    way = make(work.files, model, QUICK.crop, 4, 0, CPU)
+    assert way.train(way.loader) == len(work.files)
+    assert not torch.equal(model.conv1.weight, before)
+
+
+def test_timms_batches_arrive_in_order_and_normalised():
+    collated = [peers.fast_collate([(np.full((3, 2, 2), value, np.uint8), value)]) for value in (0, 100, 255)]
+    arrived = list(peers.prefetch(collated, CPU))
+    assert [labels.item() for _, labels in arrived] == [0, 100, 255]
+    for value, (images, _) in zip((0, 100, 255), arrived, strict=True):
+        assert torch.allclose(images[0, :, 0, 0], (torch.tensor(value / 255) - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_intervals_are_students():
+    result = mean_and_interval([0.8, 0.9, 1.0, 0.9, 0.9])
+    assert result["mean"] == pytest.approx(0.9)
+    assert result["high"] - result["mean"] == pytest.approx(2.776 * 0.0707107 / 5**0.5, rel=1e-4)
+
+
+def test_what_was_not_measured_says_so_and_what_misses_its_target_stands_out():
+    machine = {"device": "cpu (x)", "torch": "1", "torchvision": "2", "python": "3"}
+    rates = {"ours": {"median": 200.0}, "d2l": {"median": 100.0}}
+    rows = {"d2l_timer": {"ratio": 2.0, "rates": rates}, "d2l_end_to_end": {"ratio": 2.5, "rates": rates}}
+    result = {"machine": machine, "precision": "float32", "quick": False, "rows": rows}
+    table = render(None, {**result, "size": {"batch_size": 1, "side": 2, "crop": 3}}).splitlines()
+    assert table[2].endswith("| not measured | ≥ 2.4× | **2.00× (200 / 100)** |")
+    assert table[3].endswith("| not measured | ≥ 2.4× | 2.50× (200 / 100) |")
+    assert "- CUDA: not measured" in table
+
+
+@pytest.mark.skipif(not (RESULTS / "table.md").exists(), reason="nothing was measured yet")
+def test_the_committed_table_is_that_of_the_committed_results():
+    cuda, cpu = (
+        json.loads(path.read_text()) if path.exists() else None
+        for path in (RESULTS / "cuda.json", RESULTS / "cpu.json")
+    )
+    assert (RESULTS / "table.md").read_text() == render(cuda, cpu)
+    assert not any(result["quick"] for result in (cuda, cpu) if result)
+
+
+@pytest.mark.slow
+def test_one_command_measures_every_row(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--device", "cpu", "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=500)
+    result = json.loads((tmp_path / "cpu.json").read_text())
+    on_cpu = {name for name, _, _, target in ROWS if target.text != "-"}
+    assert set(result["rows"]) == on_cpu
+    assert "not measured" not in "".join(
+        line.split("|")[5] for line in (tmp_path / "table.md").read_text().splitlines()[2 : 2 + len(ROWS)]
+    )
+
+
+def test_a_smoke_run_cannot_replace_the_results():
+    command = [sys.executable, "-m", "benchmarks", "--quick"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == 2
+    assert "give it an --out of its own" in finished.stderr
