@@ -170,7 +170,7 @@ def timm(
 
 
 def to_uint8(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
+    return np.array(image).transpose(2, 0, 1)
 
 
 def fast_collate(samples: Sequence[tuple[np.ndarray, int]]) -> Batch:

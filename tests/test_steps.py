@@ -1,6 +1,7 @@
 """A training step: the same on one device's own gradients or on flat ones, on any number of threads, and replayed from a graph."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,70 +99,58 @@ def test_the_way_on_cuda_compiles_whole_and_cuts_the_same_crops(side):
         cut = gather(pixels, draws.index, *choose(draws.boxes, draws.flips))
         exact = rescale(crop_each(pixels, *draws, 24), *scale_and_shift, torch.float32)
         assert cut.is_contiguous(memory_format=torch.channels_last)
-        assert (cut - exact).abs().mean() < 0.02 / 255 / 0.2
+        assert (cut - exact).abs().mean() < 0.05 / 255 / 0.2  # a twentieth of a grey level, before the division by std
 
 
-class FakeGraph:
-    """Runs again what was run while it was captured: replaying on a CPU."""
+class FakeGraphs:
+    """Stands in for CUDA's graphs: what runs while one is captured runs again, on the CPU, when it is replayed."""
 
     def __init__(self):
-        self.steps = []
+        self.captured, self.recording = 0, None
 
-    def replay(self):
-        for step, draws in self.steps:
+    def make(self):
+        ran = []
+        return SimpleNamespace(ran=ran, replay=lambda: [step(draws) for step, draws in ran])
+
+    @contextmanager
+    def capture(self, graph, pool, capture_error_mode):
+        self.captured += 1
+        self.recording = graph.ran
+        yield
+        self.recording = None
+
+    def note(self, step):
+        """`step`, noted when it runs in a capture."""
+
+        def noted(draws: Draws) -> None:
+            if self.recording is not None:
+                self.recording.append((step, draws))
             step(draws)
 
-
-class FakeStream:
-    def __init__(self, device=None):
-        pass
-
-    def wait_stream(self, other):
-        pass
+        return noted
 
 
 @pytest.fixture
-def graphs(monkeypatch) -> list[FakeGraph]:
-    """Stands in for CUDA's graphs; lists those that were captured."""
-    made = []
-
-    @contextmanager
-    def capture(graph, pool, capture_error_mode):
-        made.append(graph)
-        yield
-
-    @contextmanager
-    def stream(_):
-        yield
-
+def graphs(monkeypatch) -> FakeGraphs:
+    fake = FakeGraphs()
+    stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
-        "CUDAGraph": FakeGraph, "Stream": FakeStream, "graph": capture, "stream": stream,
-        "current_stream": FakeStream, "graph_pool_handle": lambda: None,
+        "CUDAGraph": fake.make, "graph": fake.capture, "graph_pool_handle": lambda: None,
+        "Stream": lambda device: stream, "current_stream": lambda device: stream, "stream": lambda stream: nullcontext(),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    return made
-
-
-def recorded(step, graphs: list[FakeGraph]):
-    """`step`, noted in the graph that is being captured: the last run of a capture."""
-
-    def record(draws: Draws) -> None:
-        step(draws)
-        if graphs:
-            graphs[-1].steps = [(step, draws)]
-
-    return record
+    return fake
 
 
 def test_a_captured_step_trains_as_the_step_itself_and_each_size_is_captured_once(images, graphs):
     plain, plain_state = make_step(images, momentum=0.9)
     step, state = make_step(images, momentum=0.9)
-    replayed = captured(recorded(step, graphs), state, CPU)
+    replayed = captured(graphs.note(step), state, CPU)
     for batch in (draws_of(0, 1, 2, 3), draws_of(4, 5, 6, 7), draws_of(1, 6), draws_of(2, 3, 4, 5), draws_of(0, 7)):
         plain(batch)
         replayed(batch)
         assert all(torch.equal(a, b) for a, b in zip(plain_state, state, strict=True))
-    assert len(graphs) == 2
+    assert graphs.captured == 2
 
 
 def test_capturing_lets_cudnn_choose_and_then_leaves_the_setting_alone(images, graphs):

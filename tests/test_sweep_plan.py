@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from flows.sweep import capacity, experiments, picture, plan, table
+from flows.sweep.capacity import Memory
 from flows.sweep.plan import Sweep, load_sweep, unfold
 from stages.shared.params import Params
 
@@ -149,6 +150,29 @@ def test_the_picture_has_a_line_a_series_and_points_without_x_across(tmp_path: P
     assert (tmp_path / "figure.svg").read_bytes() == first
 
 
-@pytest.mark.parametrize(("threads", "free", "expected"), [(1, 80, 8), (2, 80, 4), (1, 35, 3), (1, 5, 1), (16, 80, 1)])
-def test_as_many_at_a_time_as_cores_and_memory_allow_but_one(threads: int, free: int, expected: int) -> None:
-    assert capacity.jobs(10, threads=threads, free=free, cores=8) == expected
+@pytest.mark.parametrize(
+    ("threads", "free", "expected"),
+    [
+        (1, Memory(800, 0), 8),  # the cores
+        (2, Memory(800, 0), 4),
+        (1, Memory(35, 0), 3),  # the memory
+        (1, Memory(5, 0), 1),
+        (16, Memory(800, 0), 1),
+    ],
+)
+def test_as_many_at_a_time_as_cores_and_memory_allow_but_one(threads: int, free: Memory, expected: int) -> None:
+    assert capacity.jobs(Memory(10, 0), free, threads=threads, cores=8) == expected
+
+
+def test_a_gpu_holds_as_many_as_its_memory_does() -> None:
+    assert capacity.jobs(Memory(10, 30), Memory(800, 100), threads=1, cores=8) == 3
+
+
+def test_free_gpu_memory_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert capacity.free_gpu_memory() == 0
+    for text, expected in (("echo 1024", 2**30), ("echo '[N/A]'", 0), ("exit 9", 0)):
+        smi.write_text(f"#!/bin/sh\n{text}\n")
+        smi.chmod(0o755)
+        assert capacity.free_gpu_memory() == expected

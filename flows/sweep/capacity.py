@@ -1,18 +1,44 @@
 """How many experiments this machine holds at a time."""
 
 import os
+import shutil
+import subprocess
+from dataclasses import dataclass
 
 import psutil
 
 
-def jobs(need: int, *, threads: int, free: int, cores: int) -> int:
-    """As many as have `threads` cores each and `need` bytes of the `free` memory each; at least one."""
-    return max(1, min(cores // threads, free // max(need, 1)))
+@dataclass(frozen=True)
+class Memory:
+    host: int  # bytes
+    gpu: int  # bytes, of the first GPU; 0 without one
+
+    def __str__(self) -> str:
+        gpu = f" and {self.gpu / 2**20:.0f} MiB of the GPU's" if self.gpu else ""
+        return f"{self.host / 2**20:.0f} MiB of memory{gpu}"
 
 
-def free_memory() -> int:
-    """Bytes that can be had without swapping."""
-    return int(psutil.virtual_memory().available)
+def jobs(need: Memory, free: Memory, *, threads: int, cores: int) -> int:
+    """As many as have `threads` cores each and what one needs of the free memory each; at least one."""
+    fitting = [cores // threads, free.host // max(need.host, 1)]
+    if need.gpu:
+        fitting.append(free.gpu // need.gpu)
+    return max(1, min(fitting))
+
+
+def free_memory() -> Memory:
+    """What can be had without swapping."""
+    return Memory(int(psutil.virtual_memory().available), free_gpu_memory())
+
+
+def free_gpu_memory() -> int:
+    """Bytes of the first GPU, as nvidia-smi has them; 0 where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    text = done.stdout.strip()
+    return int(text) * 2**20 if done.returncode == 0 and text.isdigit() else 0
 
 
 def num_cores() -> int:

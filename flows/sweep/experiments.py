@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 
 from flows import dvc_stages, supervise
 from flows.pipeline import nightly
+from flows.sweep.capacity import Memory, free_gpu_memory
 from flows.sweep.plan import Experiment
 
 CHECKOUTS = Path(".cache/sweep")
@@ -79,8 +80,8 @@ def finished(project: Path, commit: str, experiments: Iterable[Experiment]) -> d
 
 def run(
     project: Path, experiment: Experiment, stopping: threading.Event, *, commit: str, threads: int, pull: bool = False
-) -> int:
-    """Run the experiment at `commit` and hand it to the project; returns the most memory that it took, in bytes.
+) -> Memory:
+    """Run the experiment at `commit` and hand it to the project; returns the most memory that it took.
 
     Everything it prints goes to `.cache/sweep/<name>.log`. `pull` fetches from the DVC remote what others have computed.
     Raises ExperimentFailed, and Stopped once `stopping` is set. Whatever ends this function, no process of the experiment is left.
@@ -171,16 +172,24 @@ def _fresh(project: Path, folder: Path, commit: str) -> Path:
     return checkout
 
 
-def _watch(process: "subprocess.Popen[bytes]", stopping: threading.Event) -> int:
-    """Wait for the end; returns the most memory, in bytes, that the process and all below it held at one time."""
-    peak = 0
-    while process.poll() is None:
+def _watch(process: "subprocess.Popen[bytes]", stopping: threading.Event) -> Memory:
+    """Wait for the end; returns the most memory that the process and all below it held at one time.
+
+    On a GPU that is by how much its free memory went down, which only tells something while nothing else starts there.
+    """
+    host, free_before = 0, free_gpu_memory()
+    lowest = free_before
+    for look in itertools.count():
+        if process.poll() is not None:
+            break
         with contextlib.suppress(psutil.Error):
             top = psutil.Process(process.pid)
-            peak = max(peak, sum(p.memory_info().rss for p in [top, *top.children(recursive=True)]))
+            host = max(host, sum(p.memory_info().rss for p in [top, *top.children(recursive=True)]))
+        if free_before and look % 5 == 0:
+            lowest = min(lowest, free_gpu_memory())
         if stopping.wait(0.2):
             raise Stopped("stopped with the sweep")
-    return peak
+    return Memory(host, free_before - lowest)
 
 
 def _failure(name: str, exit_code: int, log: Path) -> ExperimentFailed:

@@ -20,11 +20,12 @@ from prefect.tasks import Task
 
 from flows import dvc_stages
 from flows.sweep import capacity, experiments, machines, picture, table
+from flows.sweep.capacity import Memory
 from flows.sweep.experiments import ExperimentFailed, Stopped
 from flows.sweep.plan import Experiment, Sweep, load_sweep, unfold
 
 OUTPUT = Path("artifacts/sweeps")
-UNKNOWN_NEED = 2 * 2**30  # bytes of memory; for when the first experiment failed
+UNKNOWN_NEED = Memory(host=2 * 2**30, gpu=0)  # for when the first experiment failed
 
 
 @flow(name="sweep", flow_run_name="{name}")
@@ -94,10 +95,10 @@ def fitting_jobs(first: State, num_pending: int, threads: int, git_remote: str |
     """How many run at a time, after the first has shown what one needs; on other machines the work pool sees to it."""
     if git_remote:
         return num_pending
-    need = int(first.result()) if first.is_completed() else UNKNOWN_NEED
+    need: Any = first.result() if first.is_completed() else UNKNOWN_NEED
     free, cores = capacity.free_memory(), capacity.num_cores()
-    jobs = capacity.jobs(need, threads=threads, free=free, cores=cores)
-    sizes = f"one takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free"
+    jobs = capacity.jobs(need, free, threads=threads, cores=cores)
+    sizes = f"one takes {need}, free are {free}"
     get_run_logger().info("%d at a time, %d thread(s) each: %s, %d cores", jobs, threads, sizes, cores)
     return jobs
 
@@ -118,17 +119,17 @@ def may_pass(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
 def run_experiment(
     experiment: Experiment, stopping: threading.Event, project: Path, commit: str, threads: int, git_remote: str | None
 ) -> State:
-    """Run it here, or have another machine do it; the result is the memory it took, in bytes (0 for elsewhere)."""
+    """Run it here, or have another machine do it; the result is the memory that it took here."""
     try:
         if git_remote:
             machines.run(experiment, stopping, commit=commit, threads=threads, git_remote=git_remote)
-            return Completed(message="ran elsewhere", data=0)
-        peak = experiments.run(project, experiment, stopping, commit=commit, threads=threads)
+            return Completed(message="ran elsewhere", data=Memory(0, 0))
+        took = experiments.run(project, experiment, stopping, commit=commit, threads=threads)
     except ExperimentFailed as error:
         return Failed(message=str(error), data=error)
     except Stopped as error:
         return Cancelled(message=str(error))
-    return Completed(message=f"ran, in {peak / 2**20:.0f} MiB of memory", data=peak)
+    return Completed(message=f"ran, in {took}", data=took)
 
 
 def write_results(chosen: Sweep, planned: list[Experiment], metrics: dict[str, Any], project: Path) -> Path:

@@ -70,7 +70,7 @@ def compute_features(
     """
     start, crop = time.perf_counter(), pixels.shape[1]
     dtype = torch.float64 if precision == torch.float64 else torch.float32
-    model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device, dtype).to(memory_format=torch.channels_last)
     train_mode(model)
     fetch, images = image_source(pixels, batch_size, crop, mean, std, dtype, device)
     index = torch.arange(len(pixels), device=device)
