@@ -23,7 +23,7 @@ from stages.shared.checkpoint import Facts, save_checkpoint
 from stages.shared.dataset import load_manifest, load_test_split
 from stages.shared.model import build_model
 from stages.shared.transforms import normalize
-from tests.finished_experiment import write_params
+from tests.experiment import write_params
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE, RESIZE, CROP = "mobilenet_v3_small", 72, 64
@@ -38,11 +38,14 @@ def exported_project() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with contextlib.chdir(folder):
         write_params(
-            ("architecture: resnet18", f"architecture: {ARCHITECTURE}"),
-            ("resize: 256", f"resize: {RESIZE}"),
-            ("crop: 224", f"crop: {CROP}"),
-            ("int8: 0.2", "int8: 0.6"),  # random features are rougher than trained ones
-            ("max_accuracy_drop: 0.01", "max_accuracy_drop: 0.3"),
+            folder,
+            {
+                "model.architecture": ARCHITECTURE,
+                "preprocess.resize": RESIZE,
+                "preprocess.crop": CROP,
+                "parity.int8": 0.6,  # random features are rougher than trained ones
+                "export.max_accuracy_drop": 0.3,
+            },
         )
         (folder / "consumers").mkdir()
         shutil.copy(ROOT / "consumers" / "predict.py", folder / "consumers")

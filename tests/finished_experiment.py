@@ -1,6 +1,5 @@
 """An experiment's files up to evaluate, written by the stages' own writers from drawn logits: no training, no torch."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +12,7 @@ from stages.shared import artifacts
 from stages.shared.dataset import Entry, Manifest, load_manifest, save_manifest
 from stages.shared.files import write_json, write_text
 from stages.shared.metrics import softmax
-
-PARAMS = Path(__file__).parent.parent / "params.yaml"
-
-
-def write_params(*edits: tuple[str, str]) -> None:
-    """The repository's params.yaml into the working folder, with (old, new) pieces of text exchanged."""
-    text = PARAMS.read_text(encoding="utf-8")
-    for old, new in edits:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in params.yaml"
-        text = text.replace(old, new)
-    write_text(Path("params.yaml"), text)
+from tests.experiment import write_params
 
 
 def write_split(class_names: Sequence[str], num_images: int, *, file_name: str = "{:03}.png") -> np.ndarray:
@@ -71,7 +60,7 @@ def write_evaluation(recipe: str, class_names: Sequence[str], labels: np.ndarray
 
 def write_experiment(class_names: Sequence[str] = ("hotdog", "not-hotdog"), num_images: int = 40) -> None:
     """The default experiment in the working folder: params.yaml, a split, and both recipes."""
-    shutil.copyfile(PARAMS, "params.yaml")
+    write_params(Path(), {})
     labels = write_split(class_names, num_images)
     write_run("finetune", class_names, labels, skill=2.5)
     write_run("scratch", class_names, labels, skill=1.2)

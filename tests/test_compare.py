@@ -1,6 +1,7 @@
 """The comparison: one entry a recipe, the published row where there is one, and paired differences."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from stages.compare.__main__ import main
 from stages.compare.paired import paired_difference
 from stages.compare.published import is_published_data
 from stages.shared import artifacts
-from tests.finished_experiment import write_experiment, write_params, write_run, write_split
+from tests.experiment import write_params
+from tests.finished_experiment import write_experiment, write_run, write_split
 
 KEYS = {
     "recipe",
@@ -42,22 +44,22 @@ def test_comparison_has_one_entry_a_recipe_beside_the_published_row(capsys):
 
 
 def test_third_recipe_appears_without_a_published_row():
-    third = "  tiny_head:\n    init: pretrained\n    lr: 0.1\n    head_lr_multiplier: 1\n    weight_decay: 0.0\n"
-    write_params(("  scratch:\n", f"{third}    batch_size: 8\n    epochs: 1\n  scratch:\n"))
+    third = {"init": "pretrained", "lr": 0.1, "head_lr_multiplier": 1, "weight_decay": 0, "batch_size": 8, "epochs": 1}
+    write_params(Path(), {"train.tiny_head": third})
     labels = write_split(("a", "b", "c"), 30)
     for recipe in ("finetune", "tiny_head", "scratch"):
         write_run(recipe, ("a", "b", "c"), labels, skill=2.0)
     main()
     entries = json.loads(artifacts.COMPARISON.read_text())
-    assert [entry["recipe"] for entry in entries] == ["finetune", "tiny_head", "scratch"]
-    assert entries[1]["published"] is None
-    assert entries[1]["against_first"]["recipe"] == "finetune"
+    assert [entry["recipe"] for entry in entries] == ["finetune", "scratch", "tiny_head"]
+    assert entries[2]["published"] is None
+    assert entries[2]["against_first"]["recipe"] == "finetune"
     assert "tiny_head minus finetune" in artifacts.COMPARISON.with_suffix(".md").read_text()
 
 
 def test_published_row_says_when_the_data_is_another():
     write_experiment()
-    write_params(("#sha1=fba480ffa8aa7e0febbb511d181409f899b9baa5", ""))
+    write_params(Path(), {"dataset.source": "http://d2l-data.s3-accelerate.amazonaws.com/hotdog.zip"})
     main()
     captions = {entry["published"]["caption"] for entry in json.loads(artifacts.COMPARISON.read_text())}
     assert captions == {"published (d2l, other data)"}

@@ -11,7 +11,8 @@ from stages.evaluate.__main__ import check_finite, main
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
 from stages.shared.model import build_model
-from tests.finished_experiment import write_params, write_split
+from tests.experiment import write_params
+from tests.finished_experiment import write_split
 
 CLASSES = ("hotdog", "not-hotdog")
 
@@ -19,7 +20,7 @@ CLASSES = ("hotdog", "not-hotdog")
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_params(("device: auto  #", "device: cpu  #"), ("bootstrap_samples: 1000", "bootstrap_samples: 100"))
+    write_params(tmp_path, {"runtime.device": "cpu", "evaluate.bootstrap_samples": 100})
 
 
 def save_model(class_names=CLASSES) -> None:
