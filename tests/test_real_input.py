@@ -28,7 +28,11 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "weights"), [("resnet18", "resnet18-food100.pth"), ("mobilenet_v2", "mobilenet_v2-imagenet.pth")]
+    ("architecture", "weights"),
+    [
+        ("resnet18", "resnet18-food100.pth"),
+        pytest.param("mobilenet_v2", "mobilenet_v2-imagenet.pth", marks=pytest.mark.slow),
+    ],
 )
 def test_real_photos_and_weights_go_through(tmp_path, photos, architecture, weights):
     sizes = {"preprocess.resize": 72, "preprocess.crop": 64, "train.finetune.epochs": 1}
