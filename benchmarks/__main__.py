@@ -9,7 +9,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.evaluation import measure_evaluation
@@ -39,7 +38,6 @@ def main() -> None:
     path = arguments.out / f"{device.type}.json"
     with tempfile.TemporaryDirectory() as folder:
         work = make_workload(size, Path(folder))
-        save_splits(work, Path(folder))
         for group in arguments.only:
             print(f"measuring {group} on {device.type}", flush=True)
             rows = measure(group, work, size, Path(folder), device, precision)
@@ -68,7 +66,7 @@ def measure(
 ) -> dict[str, Any]:
     """Rows of table.py, by name."""
     measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "training": lambda: measure_training(work, size, device, precision),
+        "training": lambda: measure_training(size, folder, device, precision),
         "evaluation": lambda: measure_evaluation(work, size, device, precision),
         "growth": lambda: measure_growth(work, size, folder, device, precision),
         "startup": lambda: measure_startup(size, folder, device),
@@ -82,15 +80,6 @@ def rows_so_far(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     # JSON has no tuples
     same = earlier and all(earlier.get(key) == json.loads(json.dumps(value)) for key, value in result.items())
     return earlier["rows"] if same else {}
-
-
-def save_splits(work: Workload, folder: Path) -> None:
-    """For the rows that start processes of their own."""
-    (folder / "test").mkdir()
-    for name, array in (("pixels", work.train.pixels), ("sizes", work.train.sizes), ("labels", work.train.labels)):
-        np.save(folder / f"{name}.npy", array)
-    np.save(folder / "test" / "pixels.npy", work.test.pixels)
-    np.save(folder / "test" / "labels.npy", work.test.labels)
 
 
 def stored(path: Path) -> Any:

@@ -55,8 +55,15 @@ def book_transform(crop: int) -> Callable[[Image.Image], torch.Tensor]:
     ])  # fmt: skip
 
 
-def d2l(files: Sequence[tuple[str, int]], model: nn.Module, crop: int, batch_size: int, device: torch.device) -> Way:
-    """float32, NCHW, a loader without workers; the loss and the accuracy are read after every batch."""
+def d2l(
+    files: Sequence[tuple[str, int]],
+    model: nn.Module,
+    crop: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> Way:
+    """float32, NCHW, a loader without workers whatever `num_workers`; loss and accuracy are read after every batch."""
     loader = DataLoader(Photos(files, book_transform(crop)), batch_size=batch_size, shuffle=True)
     model = model.to(device)
     train_batch = d2l_step(model, book_optimizer(model), device)

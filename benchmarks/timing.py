@@ -14,9 +14,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], int]], rounds: int, device: torch.device
+    contestants: Mapping[str, Callable[[], float]], rounds: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Run every contestant once unmeasured, then `rounds` times in turn; each call returns how many images it worked off.
+    """Run every contestant once unmeasured, then `rounds` times in turn; each call returns how much it worked off (images).
 
     Returns for each its images per second: `median`, `low`, `high` and `rounds`.
     """
@@ -29,9 +29,9 @@ def interleave(
         for name in names[first:] + names[:first]:
             synchronize(device)
             start = time.perf_counter()
-            images = contestants[name]()
+            done = contestants[name]()
             synchronize(device)
-            rates[name].append(images / (time.perf_counter() - start))
+            rates[name].append(done / (time.perf_counter() - start))
     return {name: summarize(values) for name, values in rates.items()}
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stages.shared.dataset import TestSplit, TrainSplit, pack_canvas
+from stages.shared.dataset import TestSplit, TrainSplit, load_test_split, load_train_split, pack_canvas
 from stages.shared.drawing import TARGET_CLASSES, draw_target
 from stages.shared.model import build_model
 from stages.shared.transforms import resize_center_crop
@@ -73,21 +73,27 @@ class Workload:
 
 
 def make_workload(size: Size, folder: Path) -> Workload:
-    """Draw the photos once; write them to `folder` as JPEG, pack them as preprocess does."""
+    """Draw the photos; write them to `folder` as JPEG files and, packed as preprocess does, as splits."""
     labels = np.arange(size.num_drawn, dtype=np.int64) % len(TARGET_CLASSES)
     images = [draw_target(TARGET_CLASSES[label], i, 0, size.side) for i, label in enumerate(labels)]
-    files = []
-    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        path = folder / f"{i}.jpg"
-        Image.fromarray(image).save(path, quality=90)
-        files.append((str(path), label))
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.jpg", quality=90)
     pixels, sizes = pack_canvas(images, size.side)
-    resident = np.arange(size.num_resident) % size.num_drawn
-    tests = np.arange(size.test_images) % size.num_drawn
     crops = np.stack([resize_center_crop(image, size.resize, size.crop) for image in images])
-    return Workload(
-        files, TrainSplit(pixels[resident], sizes[resident], labels[resident]), TestSplit(crops[tests], labels[tests])
-    )
+    resident, tests = (np.arange(num) % size.num_drawn for num in (size.num_resident, size.test_images))
+    (folder / "test").mkdir()
+    for name, array in {
+        "pixels": pixels[resident], "sizes": sizes[resident], "labels": labels[resident],
+        "test/pixels": crops[tests], "test/labels": labels[tests],
+    }.items():  # fmt: skip
+        np.save(folder / f"{name}.npy", array)
+    return load_workload(size, folder)
+
+
+def load_workload(size: Size, folder: Path) -> Workload:
+    """What `make_workload` wrote, in another process too."""
+    files = [(str(folder / f"{i}.jpg"), i % len(TARGET_CLASSES)) for i in range(size.num_drawn)]
+    return Workload(files, load_train_split(folder), load_test_split(folder / "test"))
 
 
 def make_model(crop: int) -> nn.Module:

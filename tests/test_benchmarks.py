@@ -1,6 +1,7 @@
 """The benchmark compares what it says, and the committed table is that of the committed results."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from benchmarks import ours, peers
 from benchmarks.accuracy import mean_and_interval
+from benchmarks.apart import Apart
+from benchmarks.contestants import our_runs, peer_runs
 from benchmarks.roofline import H200, floor_seconds, training_flops
 from benchmarks.table import ROWS, render
 from benchmarks.timing import interleave, ratio, summarize
@@ -79,13 +82,42 @@ def test_reading_losses_counts_every_image(work):
     assert ours.run_reading_losses(mine, steps(ours.plan(work.train, 7, CPU), QUICK.batch_size)) == 7
 
 
+def make_runs(factor: int) -> dict:
+    return {"double": lambda: 2 * factor, "process": lambda: os.getpid(), "fail": lambda: sys.exit(3)}
+
+
+def test_a_contestant_runs_in_a_process_of_its_own():
+    with Apart(make_runs, 21) as contestant:
+        assert contestant.run("double")() == 42
+        assert contestant.run("process")() != os.getpid()
+    assert contestant.process.exitcode == 0
+
+
+def test_a_contestant_that_dies_is_not_waited_for():
+    with Apart(make_runs, 1) as contestant, pytest.raises(RuntimeError, match="the process that was to run fail ended"):
+        contestant.run("fail")()
+
+
+def test_what_our_process_is_asked_for_counts_images(tmp_path):
+    make_workload(QUICK, tmp_path)
+    runs = our_runs(QUICK, tmp_path, CPU, torch.float32, False)
+    assert [runs[name]() for name in ("timer", "end_to_end", "steps", "resident", "data")] == [4, 8, 4, 4, 4]
+
+
+def test_what_a_peers_process_is_asked_for_counts_images(tmp_path):
+    make_workload(QUICK, tmp_path)
+    for name in ("d2l", "torchvision", "timm"):
+        runs = peer_runs(name, QUICK, tmp_path, CPU)
+        assert [runs["timer"](), runs["end_to_end"]()] == [4, 8]
+
+
 def test_the_recipe_is_that_of_params_yaml():
     recipe = load_params(ROOT / "params.yaml").train["finetune"]
     assert (recipe.lr, recipe.head_lr_multiplier, recipe.weight_decay) == (LR, HEAD_LR_MULTIPLIER, WEIGHT_DECAY)
 
 
 def test_the_books_step_sums_its_losses(work):
-    images, labels = next(iter(peers.d2l(work.files, make_model(QUICK.crop), QUICK.crop, 4, CPU).loader))
+    images, labels = next(iter(peers.d2l(work.files, make_model(QUICK.crop), QUICK.crop, 4, 0, CPU).loader))
     model = make_model(QUICK.crop).train()
     expected = torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").item()
     model = make_model(QUICK.crop)
