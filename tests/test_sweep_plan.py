@@ -109,10 +109,10 @@ def test_an_unknown_sweep_is_refused_with_those_that_there_are() -> None:
 
 
 def test_the_interval_is_students() -> None:
-    low, high = table.mean_interval([0.8, 0.9, 1.0])
+    low, high = table.mean_interval([0.8, 0.9, 1.0], "score")
     assert (low + high) / 2 == pytest.approx(0.9)
     assert (high - low) / 2 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
-    assert all(math.isnan(bound) for bound in table.mean_interval([0.8]))
+    assert all(math.isnan(bound) for bound in table.mean_interval([0.8], "score"))
 
 
 def test_a_row_has_the_mean_and_its_interval_within_what_the_score_can_be() -> None:
@@ -124,7 +124,7 @@ def test_a_row_has_the_mean_and_its_interval_within_what_the_score_can_be() -> N
     first, second = table.summarize(unfolded, metrics, ["test_accuracy", "test_loss"])
     assert (first["lr"], first["seeds"], first["test_accuracy"]) == (0.00001, 2, pytest.approx(0.95))
     assert first["test_accuracy_high"] == 1.0
-    assert first["test_loss_low"] < 0
+    assert (first["test_loss_low"], first["test_loss_high"]) == (0.0, pytest.approx(2 + 12.706205))
     assert (second["seeds"], second["test_accuracy"], second["test_accuracy_low"]) == (0, None, None)
     text = table.as_markdown("Toy", [first, second], ["test_accuracy", "test_loss"])
     assert "| 0.00001 | 2 | 0.950 (0.315 to 1.000) |" in text

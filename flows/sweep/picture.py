@@ -74,5 +74,4 @@ def _draw_line(
     )
     for x, values in seeds.items():
         axes.plot([x] * len(values), values, ".", color=color, alpha=0.5, markersize=4)
-        low, high = mean_interval(values)
-        axes.vlines(x, max(low, 0.0), min(high, 1.0) if score != "test_loss" else high, color=color, linewidth=1)
+        axes.vlines(x, *mean_interval(values, score), color=color, linewidth=1)

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from flows.sweep.plan import Experiment, Settings, plain
 
-WITHIN_ONE = ("accuracy", "roc_auc", "f1")  # scores that cannot leave [0, 1]
+WITHIN_ONE = ("accuracy", "roc_auc", "f1")  # scores that end so are at most 1; none is below 0
 
 
 def summarize(
@@ -42,12 +42,13 @@ def values_of(group: Iterable[Experiment], metrics: Mapping[str, Mapping[str, An
     return [float(value) for value in found if value is not None]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean's 95 % interval by Student's t; NaN for fewer than two values."""
+def mean_interval(values: Sequence[float], score: str) -> tuple[float, float]:
+    """The mean's 95 % interval by Student's t, within what the score can be; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
     half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+    high = fmean(values) + half
+    return max(fmean(values) - half, 0.0), min(high, 1.0) if score.endswith(WITHIN_ONE) else high
 
 
 def column(key: str) -> str:
@@ -80,8 +81,6 @@ def _cell(row: Settings, score: str) -> str:
 
 
 def _with_interval(score: str, values: Sequence[float]) -> dict[str, float | None]:
-    mean, (low, high) = fmean(values) if values else math.nan, mean_interval(values)
-    if score.endswith(WITHIN_ONE) and len(values) > 1:
-        low, high = max(low, 0.0), min(high, 1.0)
+    mean, (low, high) = fmean(values) if values else math.nan, mean_interval(values, score)
     keys = (score, f"{score}_low", f"{score}_high")
     return {key: None if math.isnan(value) else value for key, value in zip(keys, (mean, low, high), strict=True)}
