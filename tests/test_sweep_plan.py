@@ -56,13 +56,13 @@ def test_two_points_of_one_name_are_refused() -> None:
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="ascii", exclude_characters="$", min_codepoint=32), max_size=20),
+    | st.text(st.characters(codec="ascii", exclude_characters="$\\?", min_codepoint=32), max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z][a-z-]*", fullmatch=True), inner, max_size=3),
     max_leaves=4,
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(value=values)
 def test_dvc_sets_every_value_as_it_was_meant(value: Any) -> None:
     experiment = plan.Experiment("x", {}, 0, "", (plan.override("section.key", value),))

@@ -98,7 +98,10 @@ def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Ex
 
 
 def override(key: str, value: Any) -> str:
-    """`key: value` in the grammar of Hydra, which DVC reads: added where params.yaml leaves the key out, else replaced."""
+    """`key: value` in the grammar of Hydra, which DVC reads: added where params.yaml leaves the key out, else replaced.
+
+    Text with a backslash, a dollar or a question mark in front does not come through unchanged; no param needs one.
+    """
     return f"++{key}={_literal(value)}"
 
 
