@@ -67,6 +67,18 @@ def test_opaque_alpha_changes_nothing_and_full_transparency_is_white(session: on
     np.testing.assert_array_equal(nothing, white)
 
 
+def test_every_value_under_every_alpha_is_laid_on_white_exactly(project: Path) -> None:
+    model = onnx.load("artifacts/model.onnx")
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("rgb", onnx.TensorProto.UINT8, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    image = np.stack([value, value, value, alpha], axis=2).astype(np.uint8)
+    (on_white,) = session.run(None, {"image": image[None]})
+    nearest = (2 * (value * alpha + 255 * (255 - alpha)) + 255) // 510
+    np.testing.assert_array_equal(on_white[0, 0], nearest)
+
+
 def test_images_of_a_batch_do_not_touch_each_other(session: onnxruntime.InferenceSession) -> None:
     images = np.random.default_rng(2).integers(0, 256, (3, 60, 40, 3), dtype=np.uint8)
     (together,) = session.run(None, {"image": images})

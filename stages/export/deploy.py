@@ -55,34 +55,24 @@ def _preprocess_graph(resize: int, crop: int, mean: Sequence[float], std: Sequen
 
 
 def _composite_on_white(constants: dict[str, np.ndarray]) -> list[NodeProto]:
-    """`image` -> `rgb` uint8 (batch, 3, height, width): 255 + (c - 255) * alpha / 255, rounded to nearest.
+    """`image` -> `rgb` uint8 (batch, 3, height, width): c * alpha + 255 * (1 - alpha), rounded to nearest.
 
     A float32 holds every step well enough to be exact (the quotient is never near a half). An opaque plane stands behind
-    the image's channels, so that the fourth is alpha where there is one, and opaque where there is none.
+    the image's own alpha, so that the first of them is the fourth channel where there is one, and opaque where not.
+    Planes are computed on as (batch, height, width): with a last axis of 1, ONNX Runtime took ten times as long on the CPU.
     """
     constants |= {
-        "first": np.array([0]),
-        "second": np.array([1]),
         "alpha_start": np.array([3]),
         "alpha_end": np.array([4]),
         "last_axis": np.array([3]),
         "channel_axis": np.array([1]),
         "always": np.array([True]),
         "opaque": np.array([255], np.uint8),
-        "white": np.array(255, np.float32),
-        "white_and_half": np.array(255.5, np.float32),
         "alpha_unit": np.array(1 / 255, np.float32),
+        "minus_white": np.array(-255, np.float32),
+        "white_and_half": np.array(255.5, np.float32),
     }
-    nodes = [
-        helper.make_node("Slice", [IMAGE, "first", "second", "last_axis"], ["any_plane"]),
-        helper.make_node("Where", ["always", "opaque", "any_plane"], ["opaque_plane"]),
-        helper.make_node("Slice", [IMAGE, "alpha_start", "alpha_end", "last_axis"], ["alpha_or_nothing"]),
-        helper.make_node("Concat", ["alpha_or_nothing", "opaque_plane"], ["alpha_then_opaque"], axis=3),
-        helper.make_node("Gather", ["alpha_then_opaque", "channel_0"], ["alpha_flat"], axis=3),
-        helper.make_node("Unsqueeze", ["alpha_flat", "channel_axis"], ["alpha"]),
-        helper.make_node("Cast", ["alpha"], ["alpha_float"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["alpha_float", "alpha_unit"], ["opacity"]),
-    ]
+    nodes = []
     for channel in range(3):
         nodes += [
             helper.make_node("Gather", [IMAGE, f"channel_{channel}"], [f"flat_{channel}"], axis=3),
@@ -91,10 +81,19 @@ def _composite_on_white(constants: dict[str, np.ndarray]) -> list[NodeProto]:
     return [
         *nodes,
         helper.make_node("Concat", [f"plane_{channel}" for channel in range(3)], ["planes"], axis=1, name="stack_rgb"),
+        helper.make_node("Slice", [IMAGE, "alpha_start", "alpha_end", "last_axis"], ["alpha_or_nothing"]),
+        helper.make_node("Where", ["always", "opaque", "flat_0"], ["opaque_flat"]),
+        helper.make_node("Unsqueeze", ["opaque_flat", "last_axis"], ["opaque_plane"]),
+        helper.make_node("Concat", ["alpha_or_nothing", "opaque_plane"], ["alpha_then_opaque"], axis=3),
+        helper.make_node("Gather", ["alpha_then_opaque", "channel_0"], ["alpha_flat"], axis=3),
+        helper.make_node("Unsqueeze", ["alpha_flat", "channel_axis"], ["alpha"]),
+        helper.make_node("Cast", ["alpha"], ["alpha_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["alpha_float", "alpha_unit"], ["opacity"]),
+        helper.make_node("Mul", ["opacity", "minus_white"], ["white_covered"]),
+        helper.make_node("Add", ["white_covered", "white_and_half"], ["white_left"]),
         helper.make_node("Cast", ["planes"], ["planes_float"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["planes_float", "white"], ["below_white"]),
-        helper.make_node("Mul", ["below_white", "opacity"], ["covered"]),
-        helper.make_node("Add", ["covered", "white_and_half"], ["on_white"]),
+        helper.make_node("Mul", ["planes_float", "opacity"], ["covering"]),
+        helper.make_node("Add", ["covering", "white_left"], ["on_white"]),
         helper.make_node("Cast", ["on_white"], ["rgb"], to=TensorProto.UINT8),  # truncates: with the half, rounds
     ]
 
