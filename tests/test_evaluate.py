@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.evaluate import __main__ as evaluate
 from stages.evaluate.__main__ import check_finite, main
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
@@ -85,6 +86,34 @@ def test_three_classes_have_no_roc_but_all_else():
     assert metrics()["roc_auc"] is None
     assert set(metrics()["per_class"]) == set("abc")
     assert read("roc.csv") == []
+
+
+def test_the_fast_way_gives_the_exact_ways_predictions_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # takes a minute; test_inference.py compiles
+    write_split(CLASSES, 10)
+    save_model()
+    main("finetune")
+    exact = read("predictions.csv")
+    write_params(tmp_path, {"runtime.device": "cpu", "evaluate.execution": "fast", "evaluate.bootstrap_samples": 100})
+    main("finetune")
+    assert [float(row["p_hotdog"]) for row in read("predictions.csv")] == pytest.approx(
+        [float(row["p_hotdog"]) for row in exact], abs=0.01
+    )
+    assert metrics()["execution"] == "fast"
+    assert 0 <= metrics()["same_top1"] <= 1
+
+
+def test_a_fast_way_that_is_off_is_refused(tmp_path, monkeypatch):
+    def upside_down(*_, **__):
+        return lambda pixels: np.tile(np.array([[-50, 50]], np.float32), (len(pixels), 1))
+
+    monkeypatch.setattr(evaluate, "fast_predictor", upside_down)
+    write_params(tmp_path, {"runtime.device": "cpu", "evaluate.execution": "fast"})
+    write_split(CLASSES, 10)
+    save_model()
+    with pytest.raises(ValueError, match=r"logits are off by .*set it to exact"):
+        main("finetune")
+    assert not artifacts.evaluate_dir("finetune").exists()
 
 
 def test_unknown_recipe_names_those_there_are():

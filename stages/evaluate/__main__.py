@@ -1,10 +1,13 @@
 """python -m stages.evaluate <recipe>: the recipe's checkpoint on the test split, once."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from stages.evaluate.measure import measure
 from stages.evaluate.scores import predictions_from
@@ -13,10 +16,13 @@ from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, load_checkpoint
 from stages.shared.dataset import Manifest, load_manifest, load_test_split
 from stages.shared.files import write_json
-from stages.shared.inference import predict_logits
+from stages.shared.inference import agreement, fast_predictor, predict_logits
 from stages.shared.metrics import softmax
 from stages.shared.params import load_params
-from stages.shared.reproducibility import choose_device, describe_machine
+from stages.shared.reproducibility import choose_device, choose_precision, describe_machine
+
+BATCH = 256  # images
+BFLOAT16_LIMIT = 0.03  # on max|Δlogit| / max|logit| (shared/PITFALLS.md 34)
 
 
 def main(recipe: str) -> None:
@@ -30,7 +36,7 @@ def main(recipe: str) -> None:
     check_same_task(checkpoint, facts, manifest)
 
     device = choose_device(params.runtime.device)
-    logits = predict_logits(model, split.pixels, mean=facts.mean, std=facts.std, device=device)
+    logits, how = predict(model, split.pixels, facts, device, params.evaluate.execution)
     check_finite(checkpoint, logits)
 
     predictions = predictions_from(logits, np.asarray(split.labels))
@@ -39,7 +45,8 @@ def main(recipe: str) -> None:
     folder = artifacts.evaluate_dir(recipe)
     write_predictions(folder, predictions, softmax(logits), facts.class_names, manifest.test_paths)
     write_curves(folder, predictions, bins=bins)
-    write_json(folder / "metrics.json", {"recipe": recipe, **metrics, "device": describe_machine(device)["device"]})
+    ran_on = {**how, "device": describe_machine(device)["device"]}
+    write_json(folder / "metrics.json", {"recipe": recipe, **metrics, **ran_on})
     print(summary(recipe, metrics), flush=True)
 
 
@@ -53,6 +60,34 @@ def check_same_task(checkpoint: Path, facts: Facts, manifest: Manifest) -> None:
         raise ValueError(f"{checkpoint}: trained on other data than {artifacts.MANIFEST} describes; run train again")
     if not manifest.test:
         raise ValueError(f"{artifacts.TEST_SPLIT}: no images; give the data set a test split and run preprocess again")
+
+
+def predict(
+    model: nn.Module, pixels: np.ndarray, facts: Facts, device: torch.device, execution: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """float32 logits (n, classes) of uint8 (n, crop, crop, 3) pixels, and what metrics.json says of how they came about.
+
+    Raises ValueError where the fast way's logits on the first images are not the exact way's within bfloat16's error.
+    """
+    exact = partial(predict_logits, model, mean=facts.mean, std=facts.std, device=device)
+    if execution == "exact":
+        return exact(pixels), {"execution": execution, "precision": "float32"}
+    precision = choose_precision("auto", device)
+    fast = fast_predictor(
+        model, mean=facts.mean, std=facts.std, device=device, batch_size=min(BATCH, len(pixels)), precision=precision
+    )
+    logits, checked = fast(pixels), pixels[:BATCH]
+    same, difference = agreement(logits[:BATCH], exact(checked))
+    print(
+        f"fast: of the first {len(checked)} images {same:.1%} have the exact top-1, logits within {difference:.2g}",
+        flush=True,
+    )
+    if not difference <= BFLOAT16_LIMIT:
+        raise ValueError(
+            f"evaluate.execution is fast, whose logits are off by {difference:.2g} of the largest (limit {BFLOAT16_LIMIT}) "
+            "on this model: set it to exact"
+        )
+    return logits, {"execution": execution, "precision": str(precision).removeprefix("torch."), "same_top1": same}
 
 
 def check_finite(checkpoint: Path, logits: np.ndarray) -> None:

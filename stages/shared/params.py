@@ -116,6 +116,7 @@ class Runtime(Section):
 class Evaluate(Section):
     calibration_bins: Annotated[int, Field(ge=1, le=1000)]
     bootstrap_samples: Annotated[int, Field(ge=10, le=10**6)]
+    execution: Literal["exact", "fast"] = "exact"
 
 
 class Export(Section):
