@@ -17,15 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.ours import fit_recipe
 from benchmarks.peers import book_optimizer, book_transform, d2l_step
 from benchmarks.tasks import Labelled, Task, drawn_task, real_task
-from benchmarks.workload import ARCHITECTURE, HEAD_LR_MULTIPLIER, LR, MEAN, STD, WEIGHT_DECAY
+from benchmarks.workload import ARCHITECTURE, MEAN, STD
 from stages.shared.dataset import TrainSplit, pack_canvas
 from stages.shared.files import write_json
 from stages.shared.inference import predict_logits
-from stages.shared.model import build_model, head_parameters, load_source, param_groups
+from stages.shared.model import build_model, load_source
 from stages.shared.reproducibility import choose_device, choose_precision, describe_machine
-from stages.shared.training import fit
 from stages.shared.transforms import resize_center_crop
 
 # Student's t, two-sided 95 %, by degrees of freedom.
@@ -88,24 +88,9 @@ def run_ours(task: Task, seed: int, device: torch.device) -> float:
         [image for image, _ in task.train], max(max(image.shape[:2]) for image, _ in task.train)
     )
     split = TrainSplit(pixels, sizes, labels_of(task.train))
-    fit(
-        model,
-        param_groups(model, head_parameters(ARCHITECTURE, task.crop), LR, HEAD_LR_MULTIPLIER),
-        split,
-        torch.arange(len(split)),
-        crop=task.crop,
-        mean=MEAN,
-        std=STD,
-        seed=seed,
-        epochs=task.epochs,
-        batch_size=task.batch_size,
-        momentum=0.0,
-        weight_decay=WEIGHT_DECAY,
-        device=device,
-        precision=choose_precision("auto", device),
-        execution="auto",
-        name=f"ours, seed {seed}",
-    )
+    settings = {"crop": task.crop, "epochs": task.epochs, "batch_size": task.batch_size}
+    chosen = torch.arange(len(split))
+    fit_recipe(model, split, chosen, **settings, device=device, seed=seed, name=f"ours, seed {seed}")
     tests = np.stack([resize_center_crop(image, task.resize, task.crop) for image, _ in task.test])
     logits = predict_logits(model, tests, mean=MEAN, std=STD, device=device)
     return float((logits.argmax(1) == labels_of(task.test)).mean())

@@ -12,24 +12,10 @@ import torch
 
 from benchmarks import ours
 from benchmarks.timing import interleave
-from benchmarks.workload import (
-    ARCHITECTURE,
-    HEAD_LR_MULTIPLIER,
-    LR,
-    MEAN,
-    STD,
-    WEIGHT_DECAY,
-    Size,
-    Workload,
-    chosen_images,
-    make_model,
-)
+from benchmarks.workload import Size, Workload, chosen_images, make_model
 from stages.shared.dataset import load_train_split
 from stages.shared.distributed import launch, process_group, rank_and_world_size
 from stages.shared.files import read_json, write_json
-from stages.shared.model import head_parameters, param_groups
-from stages.shared.reproducibility import choose_precision
-from stages.shared.training import fit
 
 GROWTH = (1, 4, 16)
 EPOCHS = 3  # the first warms up
@@ -82,27 +68,10 @@ def _spread(rates: list[float]) -> float:
 
 def main(split_dir: str, images: str, crop: str, batch_size: str, device_name: str, out: str) -> None:
     split, side = load_train_split(Path(split_dir)), int(crop)
-    model = make_model(side)
-    groups = param_groups(model, head_parameters(ARCHITECTURE, side), LR, HEAD_LR_MULTIPLIER)
+    chosen = chosen_images(int(images), len(split))
+    settings = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
     with process_group(torch.device(device_name)) as device:
-        history = fit(
-            model,
-            groups,
-            split,
-            chosen_images(int(images), len(split)),
-            crop=side,
-            mean=MEAN,
-            std=STD,
-            seed=0,
-            epochs=EPOCHS,
-            batch_size=int(batch_size),
-            momentum=0.0,
-            weight_decay=WEIGHT_DECAY,
-            device=device,
-            precision=choose_precision("auto", device),
-            execution="auto",
-            name="processes",
-        )
+        history = ours.fit_recipe(make_model(side), split, chosen, **settings, device=device, name="processes")
         if rank_and_world_size()[0] == 0:
             write_json(Path(out), {"examples_per_second": max(epoch.examples_per_second for epoch in history[1:])})
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from benchmarks.workload import (
     ARCHITECTURE,
@@ -18,8 +19,10 @@ from benchmarks.workload import (
 )
 from stages.shared.dataset import TrainSplit
 from stages.shared.model import head_parameters, param_groups, train_mode
+from stages.shared.reproducibility import choose_precision
 from stages.shared.sampling import Draws, plan_epoch, steps
 from stages.shared.steps import Step, Totals, captured, image_source, training_step
+from stages.shared.training import Epoch, fit
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,39 @@ def _step(
             step, [*model.parameters(), *model.buffers(), totals.sums, totals.step, totals.first_bad], device
         )
     return step
+
+
+def fit_recipe(
+    model: nn.Module,
+    split: TrainSplit,
+    chosen: torch.Tensor,
+    *,
+    crop: int,
+    epochs: int,
+    batch_size: int,
+    device: torch.device,
+    seed: int = 0,
+    name: str = "ours",
+) -> list[Epoch]:
+    """`fit` as the train stage calls it for params.yaml's finetune recipe, on the images `chosen` (n,)."""
+    return fit(
+        model,
+        param_groups(model, head_parameters(ARCHITECTURE, crop), LR, HEAD_LR_MULTIPLIER),
+        split,
+        chosen,
+        crop=crop,
+        mean=MEAN,
+        std=STD,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        momentum=0.0,
+        weight_decay=WEIGHT_DECAY,
+        device=device,
+        precision=choose_precision("auto", device),
+        execution="auto",
+        name=name,
+    )
 
 
 def plan(split: TrainSplit, num_images: int, device: torch.device, epoch: int = 1) -> Draws:

@@ -17,23 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.workload import (
-    ARCHITECTURE,
-    HEAD_LR_MULTIPLIER,
-    LR,
-    MEAN,
-    STD,
-    WEIGHT_DECAY,
-    Size,
-    chosen_images,
-    make_model,
-)
+from benchmarks.ours import fit_recipe
+from benchmarks.workload import MEAN, STD, Size, chosen_images, make_model
 from stages.shared.dataset import load_test_split, load_train_split
 from stages.shared.files import read_json, write_json
 from stages.shared.inference import predict_logits
-from stages.shared.model import head_parameters, param_groups
-from stages.shared.reproducibility import choose_precision
-from stages.shared.training import fit
 
 EPOCHS = 5
 PARTS = ("import", "load", "capture", "train", "evaluate", "exit")
@@ -63,26 +51,10 @@ def main(folder: str, images: str, crop: str, batch_size: str, device_name: str,
     imported = time.monotonic()
     train, test = load_train_split(Path(folder)), load_test_split(Path(folder) / "test")
     model = make_model(side)
-    groups = param_groups(model, head_parameters(ARCHITECTURE, side), LR, HEAD_LR_MULTIPLIER)
     loaded = time.monotonic()
-    history = fit(
-        model,
-        groups,
-        train,
-        chosen_images(int(images), len(train)),
-        crop=side,
-        mean=MEAN,
-        std=STD,
-        seed=0,
-        epochs=EPOCHS,
-        batch_size=int(batch_size),
-        momentum=0.0,
-        weight_decay=WEIGHT_DECAY,
-        device=device,
-        precision=choose_precision("auto", device),
-        execution="auto",
-        name="startup",
-    )
+    chosen = chosen_images(int(images), len(train))
+    settings = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
+    history = fit_recipe(model, train, chosen, **settings, device=device, name="startup")
     trained = time.monotonic()
     logits = predict_logits(model, test.pixels, mean=MEAN, std=STD, device=device)
     accuracy = float((logits.argmax(1) == np.asarray(test.labels)).mean())

@@ -10,40 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-INK, MUTED, GRID = "#1f2328", "#6a737d", "#e3e6ea"
-COLORS = ("#0f6fc5", "#d2601a", "#2b8a57", "#8b4fb5", "#b8a21c", "#c23b62")
-STYLE: dict[Any, Any] = {
+from stages.shared.plotting import INK, MUTED, STYLE, series_colors
+
+PICTURE: dict[Any, Any] = STYLE | {
     "font.family": ["DejaVu Sans"],
-    "font.size": 10,
-    "text.parse_math": False,
-    "text.color": INK,
     "axes.edgecolor": "#b6bcc4",
-    "axes.labelcolor": MUTED,
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlepad": 12,
     "figure.constrained_layout.w_pad": 0.12,  # inches
     "figure.constrained_layout.h_pad": 0.12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
 }
 
 
 def draw_comparison(path: Path, entries: Sequence[Mapping[str, Any]], histories: Mapping[str, Path]) -> None:
     """Write a PNG; no two runs over the same numbers differ in a byte."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PICTURE):
         figure = Figure(figsize=(12, 3.2 + 0.4 * len(entries)), layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
         _draw_accuracies(left, entries)
-        for color, (recipe, history) in zip(_cycle(len(histories)), histories.items(), strict=True):
+        for color, (recipe, history) in zip(series_colors(histories), histories.items(), strict=True):
             rows = _read(history)
             epochs = [int(row["epoch"]) for row in rows]
             for axes, column in ((middle, "train_loss"), (right, "train_accuracy")):
@@ -51,13 +38,13 @@ def draw_comparison(path: Path, entries: Sequence[Mapping[str, Any]], histories:
                 axes.plot(epochs, values, color=color, marker="o", markersize=4, linewidth=1.8, label=recipe)
         _finish_curves(middle, "Training loss")
         _finish_curves(right, "Training accuracy")
-        right.legend(frameon=False, loc="lower right")
+        right.legend(loc="lower right")
         # The file's own fields carry no date and no version, so equal numbers give equal bytes.
         figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
 
 
 def _draw_accuracies(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
-    for row, (entry, color) in enumerate(zip(entries, _cycle(len(entries)), strict=True)):
+    for row, (entry, color) in enumerate(zip(entries, series_colors(entries), strict=True)):
         value, low, high = (entry[f"test_accuracy{end}"] for end in ("", "_low", "_high"))
         axes.plot([low, high], [row, row], color=color, linewidth=7, alpha=0.28, solid_capstyle="round")
         axes.plot([value], [row], "o", color=color, markersize=9)
@@ -73,17 +60,13 @@ def _draw_accuracies(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_title(f"Test accuracy, 95 % interval ({entries[0]['num_test_images']} images)")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def _finish_curves(axes: Axes, title: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -14,31 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stages.shared.files import replacing
+from stages.shared.plotting import GRID, INK, MUTED, SERIES, STYLE, series_colors
 
 Rows = Sequence[Mapping[str, str]]  # of a CSV file
 
-# In the page, each of these colours becomes a CSS variable that follows the light or dark theme.
-INK, MUTED, GRID = "#1f2328", "#6a737d", "#e3e6ea"
-SERIES = ("#0f6fc5", "#d2601a", "#2b8a57", "#8b4fb5", "#a8931a", "#c23b62")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i + 1}" for i, c in enumerate(SERIES)}
-STYLE: dict[Any, Any] = {
+FIGURE: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called "$5"
-    "font.size": 10,
-    "text.color": INK,
     "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
     "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
@@ -46,10 +30,10 @@ STYLE: dict[Any, Any] = {
 
 def draw_learning_curve(folder: Path, column: str, label: str, histories: Mapping[str, Rows]) -> Markup:
     """One line a recipe over its epochs, from history.csv's `column`."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(FIGURE):
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")
         axes = figure.subplots()
-        for color, (recipe, rows) in zip(_colors(histories), histories.items(), strict=True):
+        for color, (recipe, rows) in zip(series_colors(histories), histories.items(), strict=True):
             epochs, values = [int(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
             axes.plot(epochs, values, color=color, marker="o", markersize=4, linewidth=1.8, label=recipe)
         axes.set_xlabel("epoch")
@@ -61,11 +45,11 @@ def draw_learning_curve(folder: Path, column: str, label: str, histories: Mappin
 
 def draw_roc(folder: Path, curves: Mapping[str, Rows], aucs: Mapping[str, float | None]) -> Markup:
     """One ROC curve a recipe; recipes without a curve are left out."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(FIGURE):
         figure = Figure(figsize=(4.2, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-        for color, (recipe, rows) in zip(_colors(curves), curves.items(), strict=True):
+        for color, (recipe, rows) in zip(series_colors(curves), curves.items(), strict=True):
             if not rows:
                 continue
             x, y = ([float(row[name]) for row in rows] for name in ("false_positive_rate", "true_positive_rate"))
@@ -78,11 +62,11 @@ def draw_roc(folder: Path, curves: Mapping[str, Rows], aucs: Mapping[str, float 
 
 def draw_calibration(folder: Path, curves: Mapping[str, Rows]) -> Markup:
     """Accuracy over mean confidence, bin by bin, with 95 % intervals; a larger dot is a fuller bin."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(FIGURE):
         figure = Figure(figsize=(4.2, 4.2), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-        for color, (recipe, rows) in zip(_colors(curves), curves.items(), strict=True):
+        for color, (recipe, rows) in zip(series_colors(curves), curves.items(), strict=True):
             names = ("confidence", "accuracy", "accuracy_low", "accuracy_high", "num_images")
             x, y, low, high, count = (np.array([float(row[name]) for row in rows]) for name in names)
             axes.vlines(x, low, high, color=color, linewidth=1.2, alpha=0.45)
@@ -100,7 +84,7 @@ def draw_confusion(folder: Path, recipe: str, rows: Rows, class_names: Sequence[
         table[class_names.index(row["label"]), class_names.index(row["prediction"])] += 1
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     side = min(1.6 + 0.75 * num_classes, 9.0)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+    with matplotlib.rc_context({**FIGURE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(side + 0.6, side), layout="constrained")
         axes = figure.subplots()
         # Vector cells of one colour and varying opacity: sharp when printed, and at home on a dark page.
@@ -135,10 +119,6 @@ def inline_svg(svg: str, name: str) -> Markup:
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return Markup(svg)  # safe: matplotlib has escaped every text
-
-
-def _colors(curves: Mapping[str, Any]) -> list[str]:
-    return [SERIES[index % len(SERIES)] for index in range(len(curves))]
 
 
 def _rgb(color: str) -> tuple[float, ...]:
