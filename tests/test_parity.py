@@ -85,6 +85,11 @@ def test_faithful_export_passes_and_the_table_is_written(project: Path) -> None:
     )
     latency = [row for row in table["rows"] if row["check"].startswith("latency") and row["verdict"] == PASSED]
     assert all(row["p50_ms"] <= row["p99_ms"] and row["images_per_second"] > 0 for row in latency)
+    assert {(row["runtime"], row["precision"]) for row in latency} >= {
+        ("torch CPU eager", "fp32"),
+        ("ONNX Runtime CPU", "fp32"),
+        ("ONNX Runtime CPU", "int8"),
+    }
     assert (
         "| ONNX Runtime CPU | fp32 | core.onnx | agrees with float64 | passed |"
         in artifacts.PARITY.with_suffix(".md").read_text()

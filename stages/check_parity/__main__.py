@@ -32,7 +32,7 @@ def main(*options: str) -> None:
     rows += cpu_rows(subjects, models, limits)
     rows += cuda_rows(subjects, models, limits)
     rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
-    rows += latency_rows(subjects, models, limits["fp32"], compiled_on_cpu="--compile" in options)
+    rows += latency_rows(subjects, models, limits, compiled_on_cpu="--compile" in options)
     if "--require-gpu" in options:
         rows = [require_gpu(row) for row in rows]
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from onnx import ModelProto
 
 from stages.check_parity import cuda, sessions
-from stages.check_parity.judge import Claim, Row, attempt, distance, judge, not_run
-from stages.check_parity.logits import CORE
+from stages.check_parity.judge import Claim, Row, attempt, distance, judge, not_run, unreadable
+from stages.check_parity.logits import CORE, HALF, INT8, Models, core_of
 from stages.check_parity.subjects import Subjects
 
 BATCHES = (1, 32)
@@ -25,46 +24,56 @@ Make = Callable[[np.ndarray], Timed]  # for images float32 (batch, 3, crop, crop
 
 
 def latency_rows(
-    subjects: Subjects, models: Mapping[str, ModelProto], limit: float, *, compiled_on_cpu: bool
+    subjects: Subjects, models: Models, limits: Mapping[str, float], *, compiled_on_cpu: bool
 ) -> list[Row]:
-    """ONNX Runtime and torch on the CPU; on CUDA also with IO binding, with a CUDA graph, and torch compiled."""
-    core = models[CORE].SerializeToString() if CORE in models else None
+    """torch and ONNX Runtime in each precision, on the CPU and on CUDA; there also with IO binding and with a CUDA graph."""
     rows = []
-    for runtime, make in {**_torch_makers(subjects), **(_onnx_makers(core) if core else {})}.items():
-        if "CUDA" in runtime and not cuda.count_devices()[0]:
-            rows += not_run(_claims(runtime), "no CUDA device")
-        elif runtime == "torch CPU compiled" and not compiled_on_cpu:
-            rows += not_run(_claims(runtime), "compiling takes longer than this stage should; add --compile")
+    for runtime, precision, make in _torch_makers(subjects):
+        claims = _claims(runtime, precision, "checkpoint")
+        if runtime == "torch CPU compiled" and not compiled_on_cpu:
+            rows += not_run(claims, "compiling takes longer than this stage should; add --compile")
         else:
-            rows += [row for claim in _claims(runtime) for row in _timed(claim, make, subjects, limit)]
+            rows += _rows(claims, make, subjects, limits)
+    for runtime, precision, name, make_session in _onnx_makers():
+        claims = _claims(runtime, precision, Path(name).name)
+        if name in models:
+            rows += _rows(claims, partial(make_session, core_of(models[name])), subjects, limits)
+        elif (subject := Path(name).name) in subjects.not_shipped:
+            rows += not_run(claims, "not shipped", subjects.not_shipped[subject])
+        else:
+            rows += unreadable(claims)
     return rows
 
 
-def _torch_makers(subjects: Subjects) -> dict[str, Make]:
-    return {
-        "torch CPU eager": partial(_torch_run, subjects.model, "cpu", False),
-        "torch CPU compiled": partial(_torch_run, subjects.model, "cpu", True),
-        "torch CUDA eager": partial(_torch_run, subjects.model, "cuda", False),
-        "torch CUDA compiled": partial(_torch_run, subjects.model, "cuda", True),
-    }
+def _torch_makers(subjects: Subjects) -> list[tuple[str, str, Make]]:
+    return [
+        (f"torch {device.upper()} {how}", "fp32", partial(_torch_run, subjects.model, device, how == "compiled"))
+        for device in ("cpu", "cuda")
+        for how in ("eager", "compiled")
+    ]
 
 
-def _onnx_makers(core: bytes) -> dict[str, Make]:
-    on_cuda = partial(sessions.cuda_session, core, tf32=False)
-    return {
-        "ONNX Runtime CPU": lambda images: _plain_run(sessions.cpu_session(core), images),
-        "ONNX Runtime CUDA": lambda images: _plain_run(on_cuda(), images),
-        "ONNX Runtime CUDA, IO binding": lambda images: _bound_run(on_cuda(), images),
-        "ONNX Runtime CUDA, CUDA graph": lambda images: _bound_run(on_cuda(cuda_graph=True), images),
-    }
+def _onnx_makers() -> list[tuple[str, str, str, Callable[[bytes, np.ndarray], Timed]]]:
+    on_cpu = [("ONNX Runtime CPU", precision, name, _cpu_run) for precision, name in (("fp32", CORE), ("int8", INT8))]
+    on_cuda = [
+        (f"ONNX Runtime CUDA{how}", precision, name, partial(run, precision == "tf32"))
+        for precision, name in (("fp32", CORE), ("tf32", CORE), ("fp16", HALF))
+        for how, run in (("", _cuda_run), (", IO binding", _bound_run), (", CUDA graph", _graph_run))
+    ]
+    return [*on_cpu, *on_cuda]
 
 
-def _claims(runtime: str) -> list[Claim]:
-    subject = "checkpoint" if runtime.startswith("torch") else Path(CORE).name
-    return [Claim(runtime, "fp32", subject, f"latency, batch {batch}") for batch in BATCHES]
+def _claims(runtime: str, precision: str, subject: str) -> list[Claim]:
+    return [Claim(runtime, precision, subject, f"latency, batch {batch}") for batch in BATCHES]
 
 
-def _timed(claim: Claim, make: Make, subjects: Subjects, limit: float) -> list[Row]:
+def _rows(claims: list[Claim], make: Make, subjects: Subjects, limits: Mapping[str, float]) -> list[Row]:
+    if "CUDA" in claims[0].runtime and not cuda.count_devices()[0]:
+        return not_run(claims, "no CUDA device")
+    return [row for claim in claims for row in _timed(claim, make, subjects, limits)]
+
+
+def _timed(claim: Claim, make: Make, subjects: Subjects, limits: Mapping[str, float]) -> list[Row]:
     chosen = np.arange(int(claim.check.rsplit(" ", 1)[1])) % len(subjects.images)
 
     def rows() -> list[Row]:
@@ -72,7 +81,7 @@ def _timed(claim: Claim, make: Make, subjects: Subjects, limit: float) -> list[R
         seconds = _measure(step)
         torch_error = distance(subjects.float32, subjects.float64).error
         found = distance(answer(), subjects.float64[chosen])
-        row = judge(claim, found, limit, torch_error=torch_error, torch_limit=limit)
+        row = judge(claim, found, limits[claim.precision], torch_error=torch_error, torch_limit=limits["fp32"])
         row.details.update(_summary(seconds, len(chosen)))
         return [row]
 
@@ -100,6 +109,22 @@ def _measure(step: Step) -> list[float]:
     return seconds
 
 
+def _cpu_run(core: bytes, images: np.ndarray) -> Timed:
+    return _plain_run(sessions.cpu_session(core), images)
+
+
+def _cuda_run(tf32: bool, core: bytes, images: np.ndarray) -> Timed:
+    return _plain_run(sessions.cuda_session(core, tf32=tf32), images)
+
+
+def _bound_run(tf32: bool, core: bytes, images: np.ndarray) -> Timed:
+    return _fixed_run(sessions.cuda_session(core, tf32=tf32), images)
+
+
+def _graph_run(tf32: bool, core: bytes, images: np.ndarray) -> Timed:
+    return _fixed_run(sessions.cuda_session(core, tf32=tf32, cuda_graph=True), images)
+
+
 def _plain_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Timed:
     feed, answers = {session.get_inputs()[0].name: images}, [np.empty(0)]
 
@@ -109,7 +134,7 @@ def _plain_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Tim
     return step, lambda: answers[0]
 
 
-def _bound_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Timed:
+def _fixed_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Timed:
     """Input and output stay on the device, at fixed addresses, which a CUDA graph needs."""
     num_classes = session.get_outputs()[0].shape[1]
     source = onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", 0)

@@ -37,8 +37,8 @@ def markdown(rows: Sequence[Row], summary: dict[str, int], facts: dict[str, Any]
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_claim(row) for row in claims),
         "",
-        "| runtime | check | verdict | p50 ms | p99 ms | images/s |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| runtime | precision | check | verdict | p50 ms | p99 ms | images/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(_timing(row) for row in timed),
     ]
     return "\n".join(lines) + "\n"
@@ -52,4 +52,4 @@ def _claim(row: Row) -> str:
 
 def _timing(row: Row) -> str:
     numbers = " | ".join(str(row.details.get(name, "")) for name in ("p50_ms", "p99_ms", "images_per_second"))
-    return f"| {row.claim.runtime} | {row.claim.check} | {row.verdict} | {numbers} |"
+    return f"| {row.claim.runtime} | {row.claim.precision} | {row.claim.check} | {row.verdict} | {numbers} |"
