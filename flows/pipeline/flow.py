@@ -57,7 +57,7 @@ def pipeline(
         with dvc_stages.claimed(project / ".cache" / ("nightly.lock" if experiment else "pipeline.lock")):
             workspace = nightly.prepare(project) if experiment else project
             outcomes = _run_stages(workspace, project, targets or [], force, deadline, retry_delay)
-            publish.stages([vars(outcome) for outcome in outcomes])
+            publish.stages([{**vars(outcome), "seconds": round(outcome.seconds, 1)} for outcome in outcomes])
             publish.results(workspace)
             good = not any(outcome.state in BAD for outcome in outcomes)
             saved = nightly.save(workspace, project, experiment) if experiment and good else None
