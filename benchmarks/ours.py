@@ -18,10 +18,11 @@ from benchmarks.workload import (
     make_model,
 )
 from stages.shared.dataset import TrainSplit
+from stages.shared.image_source import image_source
 from stages.shared.model import head_parameters, param_groups, train_mode
 from stages.shared.reproducibility import choose_precision
 from stages.shared.sampling import Draws, plan_epoch, steps
-from stages.shared.steps import Step, Totals, captured, image_source, training_step
+from stages.shared.steps import Step, Totals, captured, training_step
 from stages.shared.training import Epoch, fit
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from stages.shared import steps
+from stages.shared.image_source import crop_on_all_threads
 from stages.shared.sampling import Draws, plan_epoch
-from stages.shared.steps import FlatGradients, OwnGradients, Totals, captured, crop_on_all_threads, training_step
+from stages.shared.steps import FlatGradients, OwnGradients, Totals, captured, training_step
 from stages.shared.transforms import choose_taps, crop_each, gather_taps, num_taps, rescale, rescaling
 
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_crops_do_not_depend_on_the_number_of_threads(num_threads, monkeypatch):
 
 @pytest.mark.parametrize("side", [20, 60])
 def test_the_way_on_cuda_compiles_whole_and_cuts_the_same_crops(side):
-    """As steps.image_source compiles it, but for the compiler's last stage, which needs a GPU; 3 and 5 images, one tail."""
+    """As image_source compiles it, but for the compiler's last stage, which needs a GPU; 3 and 5 images, one tail."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8))
     taps, scale_and_shift = num_taps(side, 24), rescaling((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), CPU)
 

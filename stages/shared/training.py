@@ -15,9 +15,10 @@ from tqdm import tqdm
 from stages.shared.dataset import TrainSplit
 from stages.shared.distributed import average_batch_norm, rank_and_world_size, sum_over_devices
 from stages.shared.files import replacing
+from stages.shared.image_source import image_source
 from stages.shared.model import train_mode
 from stages.shared.sampling import Draws, epoch_seed, plan_epoch, steps
-from stages.shared.steps import NONE_BAD, Step, Totals, captured, image_source, training_step
+from stages.shared.steps import NONE_BAD, Step, Totals, captured, training_step
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.shared.dataset import TrainSplit
+from stages.shared.image_source import image_source
 from stages.shared.model import train_mode, trainable_tail
 from stages.shared.sampling import Draws, steps
-from stages.shared.steps import image_source
 from stages.shared.transforms import resize_center_crop
 
 
@@ -76,7 +76,7 @@ def compute_features(
     index = torch.arange(len(pixels), device=device)
     whole = torch.tensor([0, 0, crop, crop], device=device).expand(len(index), 4)
     seen: list[torch.Tensor] = []
-    hook = tail.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = tail.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))  # dropout may write into it
     for batch in steps(Draws(index, whole, torch.zeros_like(index, dtype=torch.bool)), batch_size):
         fetch(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
