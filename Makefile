@@ -6,7 +6,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro flow serve doctor test test-all check format bench web clean
+.PHONY: help demo repro flow serve doctor test test-all mutation check format bench web clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,16 @@ test: .venv/installed  ## Run the tests
 test-all: export OMP_NUM_THREADS := 1
 test-all: .venv/installed  ## Run the slow tests too, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --durations=20
+
+mutation: export OMP_NUM_THREADS := 1
+mutation: .venv/installed  ## Break the rules on purpose, see that a test notices (half an hour): tests/mutation.md
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra dev --extra mutation -c constraints.txt
+	mkdir -p .cache/mutation
+	git ls-files -z --cached --others --exclude-standard | tar --create --null --ignore-failed-read --files-from=- | tar --extract --directory .cache/mutation
+	cp tests/mutmut.cfg .cache/mutation/setup.cfg
+	cd .cache/mutation && mutmut run --max-children 1
+	cd .cache/mutation && mutmut results --all true | sed -E 's/^ *//; s/\.x[^:]*:/:/' | sort | uniq -c
+	cd .cache/mutation && mutmut results
 
 check: .venv/installed  ## Formatting, lint, types, import contracts, pins
 	$(BIN)/ruff format --check .

@@ -31,8 +31,11 @@ def measure_evaluation(work: Workload, size: Size, device: torch.device, precisi
     ways: dict[str, Predict] = {"ours": fast, "eager": eager, "evaluate stage": stage}
     onnx, reason = onnx_predictor(model, size, device)
     if onnx:
-        assert agreement(onnx(pixels), eager(pixels))[1] < 0.01, "ONNX Runtime computes something else"
-        ways["onnxruntime"] = onnx
+        off = agreement(onnx(pixels), eager(pixels))[1]
+        if off < (0.03 if device.type == "cuda" else 0.01):  # on CUDA both may compute in TF32
+            ways["onnxruntime"] = onnx
+        else:
+            onnx, reason = None, f"ONNX Runtime's logits are off by {off:.2g}"
     rates = interleave({name: _counted(way, pixels) for name, way in ways.items()}, size.rounds, device)
     exactness = {"same_top1": same, "relative_logit_difference": difference}
     rows = {"evaluation_eager": {"rates": rates, **ratio(rates["ours"], rates["eager"]), **exactness}}
@@ -79,6 +82,8 @@ def onnx_predictor(model: nn.Module, size: Size, device: torch.device) -> tuple[
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         return None, f"this onnxruntime has no {provider}"
+    if device.type == "cuda":
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     core = export_core(model, size.crop, OPSET).SerializeToString()

@@ -38,8 +38,10 @@ def prepare(
     split: TrainSplit, size: Size, device: torch.device, precision: torch.dtype, compiled: bool = False
 ) -> Ours:
     """On CUDA each is captured in a CUDA graph; `compiled` lets torch.compile write the model's kernels."""
-    _, cut = image_source(split.pixels, size.batch_size, size.crop, MEAN, STD, torch.float32, device)
-    random = torch.randn(size.batch_size, 3, size.crop, size.crop, device=device).to(memory_format=torch.channels_last)
+    fed = torch.bfloat16 if precision == torch.bfloat16 and device.type == "cuda" else torch.float32  # as fit has it
+    _, cut = image_source(split.pixels, size.batch_size, size.crop, MEAN, STD, fed, device)
+    random = torch.randn(size.batch_size, 3, size.crop, size.crop, device=device, dtype=fed)
+    random = random.to(memory_format=torch.channels_last)
     totals = Totals(device)
     capture = device.type == "cuda"
 

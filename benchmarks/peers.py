@@ -111,7 +111,7 @@ def torchvision_references(
     """Workers and pinned memory, channels last, float16 autocast with a gradient scaler; loss and top-1 read every batch."""
     loader = DataLoader(
         Photos(files, book_transform(crop)), batch_size=batch_size, shuffle=True, num_workers=num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
     )  # fmt: skip
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)

@@ -15,7 +15,9 @@ Exit codes: 0 every image was classified, 1 some were not (each is named on stde
 import argparse
 import io
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,10 @@ class ImageError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    warnings.filterwarnings("ignore", module="PIL")  # what they tell of a file is not by its name
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         session, class_names = load_model(options.model, options.provider)
     except ModelError as error:
@@ -115,9 +121,11 @@ def load_model(path: Path, provider: str) -> tuple[onnxruntime.InferenceSession,
 
 
 def open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:
-    """A session that runs on `provider` alone. From bytes: a file that wants others beside it cannot reach them."""
+    """A session that runs on `provider` alone, of a file that stands alone: where it wants others, there are none."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.enable_mem_pattern = False  # images of all sizes: a plan for the last one's only takes memory twice
     if provider == "cuda":
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
@@ -143,7 +151,7 @@ def classify(
 ) -> Iterator[tuple[list[str], list[Any]]]:
     """Batches of names and results, in the order of `images`; a result is probabilities (classes,) or an ImageError.
 
-    Consecutive images of one size share a batch.
+    Consecutive images of one size share a batch, while it is no larger than the largest image.
     """
     names: list[str] = []
     batch: list[np.ndarray] = []
@@ -156,7 +164,8 @@ def classify(
             names, batch = [], []
             yield [name], [error]
             continue
-        if batch and (len(batch) == batch_size or batch[0].shape != pixels.shape):
+        most = max(1, min(batch_size, 3 * MAX_PIXELS // pixels.size))
+        if batch and (len(batch) >= most or batch[0].shape != pixels.shape):
             yield names, run(session, batch)
             names, batch = [], []
         names.append(name)
@@ -202,11 +211,11 @@ def find_images(arguments: list[str]) -> Iterator[tuple[str, Path | None]]:
 def read_image(path: Path | None) -> np.ndarray:
     """uint8 (height, width, 3), upright. Raises ImageError saying why not."""
     try:
-        file = io.BytesIO(sys.stdin.buffer.read() if path is None else path.read_bytes())
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from None
+        file = io.BytesIO(sys.stdin.buffer.read()) if path is None else path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character in it
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', error)}") from None
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels; scale it down")
             image.load()

@@ -3,6 +3,8 @@
 Looks and changes nothing; torch and ONNX Runtime are asked in a process of their own.
 """
 
+import base64
+import http.client
 import importlib.metadata
 import json
 import os
@@ -13,7 +15,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
@@ -34,8 +36,10 @@ DISK_LEAST, DISK_COMFORTABLE = 2 * GIGABYTE, 10 * GIGABYTE
 TIMEOUT = 5.0  # seconds for each look at the network
 
 RUNTIMES = """
-import json, torch, onnxruntime
+import contextlib, json, sys, torch, onnxruntime
 onnxruntime.set_default_logger_severity(4)
+with contextlib.redirect_stdout(sys.stderr):
+    onnxruntime.preload_dlls()
 found = {"cuda": torch.cuda.is_available(), "torch": torch.__version__, "providers": onnxruntime.get_available_providers()}
 if found["cuda"]:
     from onnx import TensorProto, helper
@@ -166,21 +170,23 @@ def _remotes(remotes: dict[str, dict[str, str]], default: str | None) -> list[Fi
                 Finding("fail", f"dvc remote {name}", f"{url}: no such folder; mount it, or `dvc remote modify`")
             )
         else:
-            findings.append(Finding("ok", f"dvc remote {name}", f"{url}{' (default)' if name == default else ''}"))
+            shown = _public(url) if "://" in url else url
+            findings.append(Finding("ok", f"dvc remote {name}", f"{shown}{' (default)' if name == default else ''}"))
     return findings
 
 
 def check_server(api_url: str) -> Finding:
+    shown = _public(api_url)
     try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=TIMEOUT) as response:
+        with urllib.request.urlopen(_request(f"{api_url}/health"), timeout=TIMEOUT) as response:
             if json.load(response) is True:
-                return Finding("ok", "prefect server", f"answers at {api_url}")
-    except (OSError, ValueError) as error:
+                return Finding("ok", "prefect server", f"answers at {shown}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
             advice = "a run starts one of its own (some 15 s); `make serve` keeps one, with the schedule"
-            return Finding("warn", "prefect server", f"none at {api_url}: {advice}")
+            return Finding("warn", "prefect server", f"none at {shown}: {advice}")
     return Finding(
-        "fail", "prefect server", f"{api_url}: what answers is not Prefect; correct PREFECT_API_URL or the port"
+        "fail", "prefect server", f"{shown}: what answers is not Prefect; correct PREFECT_API_URL or the port"
     )
 
 
@@ -192,24 +198,43 @@ def check_sources(root: Path) -> list[Finding]:
 
 
 def check_source(key: str, source: str, root: Path, mirror: str | None) -> Finding:
-    if not source.startswith(("http://", "https://")):
+    if "://" not in source:
         if (root / source).exists():
             return Finding("ok", key, source)
         if source == "synthetic" or (key == "model.weights" and source.replace("_", "").isalnum()):
             return Finding("ok", key, f"{source} (by name)")
         return Finding("fail", key, f"{source}: no such file or folder; correct it in params.yaml")
-    address = source if mirror is None else f"{mirror.rstrip('/')}/{Path(urlsplit(source).path).name}"
+    address = source
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
-    except (OSError, ValueError) as error:
+        if mirror is not None:
+            base = urlsplit(mirror)
+            address = urlunsplit(base._replace(path=f"{base.path.rstrip('/')}/{Path(urlsplit(source).path).name}"))
+        urllib.request.urlopen(_request(address, "HEAD"), timeout=TIMEOUT).close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
         advice = "name a local path in params.yaml, or set MIRROR_BASE to an address that serves the same files"
-        return Finding("fail", key, f"{_public(address)}: {getattr(error, 'reason', error)}; {advice}")
+        reason = getattr(error, "reason", error) if isinstance(error, OSError) else "not a whole http(s) address"
+        return Finding("fail", key, f"{_public(address)}: {reason}; {advice}")
     return Finding("ok", key, f"{_public(address)} answers")
 
 
-def _public(address: str) -> str:
-    """The address without user, password and query, which may be secrets."""
+def _request(address: str, method: str = "GET") -> urllib.request.Request:
+    """User and password travel in a header: urllib would take them for a part of the host, and show them."""
     parts = urlsplit(address)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)), method=method)
+    if userinfo:
+        token = base64.b64encode(unquote(userinfo).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
+
+
+def _public(address: str) -> str:
+    """The address without user, password and query, which may be secrets; no more than its scheme where it is malformed."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # raises where what follows the colon is none: a piece of a password, perhaps
+    except ValueError:
+        return f"{address.partition('://')[0]}://***"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

@@ -1,10 +1,14 @@
 """A checkpoint rebuilds its model, byte for byte, and says by name what is wrong with it."""
 
-from dataclasses import replace
+import hashlib
+import json
+import struct
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from stages.shared.checkpoint import Facts, digest, load_checkpoint, save_checkpoint
 from stages.shared.model import build_model
@@ -41,6 +45,78 @@ def test_digest_changes_with_any_weight(saved):
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-6
     assert digest(model) != before
+
+
+def test_digest_is_sha256_over_sorted_names_types_shapes_and_bytes():
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        layer.bias.fill_(0.5)
+    content = b"bias torch.float32 (1,)\n" + struct.pack("<f", 0.5)
+    content += b"weight torch.float32 (1, 2)\n" + struct.pack("<2f", 1.0, -2.0)
+    assert digest(layer) == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_does_not_see_the_order_in_which_modules_were_made():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    one, other = nn.Module(), nn.Module()
+    one.a, one.b = first, second
+    other.b, other.a = second, first
+    assert digest(one) == digest(other)
+
+
+def test_digest_tells_swapped_layers_apart():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    one, other = nn.Module(), nn.Module()
+    one.a, one.b = first, second
+    other.a, other.b = second, first
+    assert digest(one) != digest(other)
+
+
+def test_facts_are_written_by_name_in_alphabetical_order(saved):
+    """The bytes of a checkpoint do not depend on the order in which the code lists the facts."""
+    written = _facts_metadata(saved[0])
+    assert list(written) == ["facts"]
+    facts = json.loads(written["facts"])
+    assert list(facts) == sorted(asdict(FACTS))
+    assert (facts["mean"], facts["source_digest"]) == ([0.5, 0.4, 0.3], None)
+
+
+def test_every_tensor_is_kept_as_it_is(saved):
+    path, model = saved
+    kept = load_file(path)
+    assert kept.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert kept[name].dtype == value.dtype
+        assert torch.equal(kept[name], value)
+
+
+def test_a_model_in_another_memory_layout_is_saved_alike(saved, tmp_path):
+    """Convolutions trained channels last."""
+    path, model = saved
+    save_checkpoint(tmp_path / "again", model.to(memory_format=torch.channels_last), FACTS)
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_loaded_facts_hold_tuples_and_the_model_the_size_they_say(saved):
+    model, facts = load_checkpoint(saved[0])
+    assert (type(facts.class_names), type(facts.mean), type(facts.std)) == (tuple, tuple, tuple)
+    assert model(torch.zeros(1, 3, facts.crop, facts.crop)).shape == (1, 3)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_a_models_own_input_size_is_the_crop(tmp_path):
+    """A vision transformer's position embeddings depend on it: 48 pixels are 9 patches and the class token."""
+    facts = replace(FACTS, architecture="vit_b_16", resize=56, crop=48)
+    with torch.device("meta"):
+        names = build_model("vit_b_16", 3, 48).state_dict()
+    path = tmp_path / "checkpoint.safetensors"
+    shape = names["encoder.pos_embedding"].shape
+    assert shape == (1, 10, 768)
+    save_file({"encoder.pos_embedding": torch.zeros(shape)}, path, metadata={"facts": json.dumps(asdict(facts))})
+    with pytest.raises(ValueError, match="Missing key") as error:
+        load_checkpoint(path)
+    assert "size mismatch" not in str(error.value)
 
 
 def test_a_missing_checkpoint_says_what_to_run(tmp_path):

@@ -247,6 +247,26 @@ def test_truncated_files_are_refused_and_not_filled_up(tmp_path, extension, part
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
+def test_png_with_broken_data_is_refused_and_not_filled_up(tmp_path):
+    """Pillow gives what there is of it to whoever asks a second time, as for the orientation and then for the pixels."""
+    path = saved(tmp_path / "a.png", Image.fromarray(RNG.integers(0, 256, (50, 50, 3), dtype=np.uint8)))
+    content = path.read_bytes()
+    start = content.index(b"IDAT") + 4
+    (length,) = struct.unpack(">I", content[start - 8 : start - 4])
+    data = bytearray(content[start : start + length])
+    data[length // 2 : length // 2 + 8] = b"\xff" * 8
+    checksum = struct.pack(">I", zlib.crc32(b"IDAT" + data))
+    for broken in (
+        content[:start] + data + checksum + content[start + length + 4 :],  # well packed, wrongly compressed
+        content[:start] + data + content[start + length :],  # a wrong checksum too
+        content.replace(b"IDAT", b"IDXT"),  # no data at all
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(UnusableError, match=r"a\.png: (cannot be decoded|content is none)") as caught:
+            decode(path)
+        assert caught.value.kind == "corrupt"
+
+
 @pytest.mark.parametrize("size", [(8193, 8192), (60_000, 60_000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)])
 def test_huge_images_are_refused_by_their_header(tmp_path, size):
     path = tmp_path / "bomb.png"

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stages.preprocess.decode import MAX_PIXELS, UnusableError, decode, probe
+from stages.preprocess.decode import FORMATS, MAX_PIXELS, UnusableError, decode, probe
 
 ADDRESS_SPACE = 4 * 2**30
 PEAK_MEGABYTES = 1500
@@ -188,9 +188,21 @@ def outcome(function, path: Path) -> str:
         return error.kind if named else f"badly reported: {error}"
     if function is probe:
         return "accepted" if 1 <= result <= MAX_PIXELS else f"of side {result}"
+    if not is_whole(path):
+        return "filled up"
     height, width, channels = result.pixels.shape
     fits = (result.pixels.dtype, channels) == (np.uint8, 3) and 1 <= height * width <= MAX_PIXELS
     return "accepted" if fits else f"of shape {result.pixels.shape}"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether Pillow decodes the file to its end, asked for nothing before that."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+    except Exception:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

@@ -145,3 +145,50 @@ def test_the_exit_code_is_one_only_where_something_must_be_done(
     findings.append(doctor.Finding("fail", "python", "too old"))
     assert doctor.main() == 1
     assert capsys.readouterr().out.splitlines()[-1] == "fail  python  too old"
+
+
+def test_the_runtimes_are_asked_in_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "RUNTIMES", """print('a warning'); print('{"cuda": false, "torch": "2.15.0"}')""")
+    monkeypatch.setattr(doctor.Path, "exists", lambda self: False)
+    assert [finding.level for finding in doctor.check_runtimes()] == ["warn"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import sys; sys.exit('ImportError: libcudart.so.13')", "do not work: ImportError: libcudart.so.13"),
+        ("import os; os.kill(os.getpid(), 9)", "do not work: exit code -9"),
+    ],
+)
+def test_runtimes_that_do_not_import_fail_with_their_last_words(
+    monkeypatch: pytest.MonkeyPatch, code: str, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "RUNTIMES", code)
+    (finding,) = doctor.check_runtimes()
+    assert finding.level == "fail"
+    assert words in finding.message
+    assert "remove .venv" in finding.message
+
+
+def test_another_version_that_breaks_nothing_known_is_a_warning() -> None:
+    finding = doctor._wrong_version("sqlalchemy", "2.0.1", "==2.0.58")
+    assert (finding.level, finding.message.split(";")[0]) == ("warn", "2.0.1, pinned ==2.0.58")
+
+
+def test_both_sources_of_params_yaml_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MIRROR_BASE", raising=False)
+    (tmp_path / "params.yaml").write_text("dataset: {source: synthetic}\nmodel: {weights: missing/weights.pth}\n")
+    findings = doctor.check_sources(tmp_path)
+    assert [(finding.subject, finding.level) for finding in findings] == [
+        ("dataset.source", "ok"),
+        ("model.weights", "fail"),
+    ]
+
+
+def test_everything_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = toy_project.create(tmp_path / "toy")
+    (toy / "constraints.txt").write_text("pytest>=1\n")
+    monkeypatch.setattr(doctor, "RUNTIMES", """print('{"cuda": false, "torch": "2.15.0"}')""")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    subjects = {finding.subject for finding in doctor.examine(toy)}
+    assert {"python", "pins", "cuda", "disk", "dvc lock", "prefect server", "dataset.source"} <= subjects

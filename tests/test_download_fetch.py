@@ -1,14 +1,18 @@
 """Network faults: each one against a server that commits it."""
 
 import hashlib
+import http.client
 import random
 import socket
+import ssl
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stages.download import request
 from stages.download.addresses import basename, checked, masked, mirrored
 from stages.download.fetch import fetch
 from stages.download.request import Patience
@@ -230,6 +234,53 @@ def test_a_redirect_elsewhere_is_refused(server: MisbehavingServer, target: str)
         get(server)
     assert "SECRET" not in str(caught.value)
     assert "passwd" not in str(caught.value)
+
+
+UNTRUSTED = ssl.SSLCertVerificationError("self-signed")
+UNTRUSTED.verify_message = "self-signed certificate"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (
+            urllib.error.URLError(UNTRUSTED),
+            ValueError,
+            r"its certificate is not trusted \(self-signed certificate\); set MIRROR_BASE",
+        ),
+        (urllib.error.URLError(OSError(111, "Connection refused")), TransientError, "cannot reach the server"),
+        (http.client.BadStatusLine("TOPSECRET"), TransientError, "cannot reach the server: BadStatusLine"),
+    ],
+)
+def test_a_server_that_cannot_be_trusted_or_reached_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+) -> None:
+    class Opener:
+        def open(self, *_: object, **__: object) -> None:
+            raise error
+
+    monkeypatch.setattr(request, "_opener", Opener)
+    with pytest.raises(kind, match=message) as caught:
+        request.open_url("https://u:TOPSECRET@host/a.zip?TOPSECRET", {}, "set MIRROR_BASE", SHORT)
+    assert "TOPSECRET" not in str(caught.value)
+
+
+def test_a_redirect_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Response:
+        url, status, closed = "http://host/a.zip", 200, False
+
+        def close(self) -> None:
+            self.closed = True
+
+    class Opener:
+        def open(self, *_: object, **__: object) -> Response:
+            return response
+
+    response = Response()
+    monkeypatch.setattr(request, "_opener", Opener)
+    with pytest.raises(ValueError, match=r"https://host/a\.zip: redirected from https to http"):
+        request.open_url("https://host/a.zip", {}, "set MIRROR_BASE", SHORT)
+    assert response.closed
 
 
 def test_a_redirect_loop_ends(server: MisbehavingServer) -> None:

@@ -45,6 +45,15 @@ def test_logits_are_the_models_on_normalised_images(model, pixels):
     assert np.allclose(exact(model, pixels), expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_float32_means_no_tf32_while_predicting_and_leaves_the_setting(model, pixels):
+    seen, before = [], torch.backends.cudnn.conv.fp32_precision
+    hook = model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    exact(model, pixels)
+    hook.remove()
+    assert set(seen) == {"ieee"}
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
 def test_logits_do_not_depend_on_the_batch_size(model, pixels):
     difference = exact(model, pixels, batch_size=2) - exact(model, pixels, batch_size=7)
     assert np.abs(difference).max() < 1e-4 * np.abs(exact(model, pixels)).max()

@@ -40,6 +40,14 @@ def test_softmax_survives_large_logits():
     assert softmax(np.array([[1e4, 0.0], [-1e4, -1e4]])) == pytest.approx(np.array([[1, 0], [0.5, 0.5]]))
 
 
+def test_softmax_is_computed_row_by_row_in_float64():
+    logits = np.array([[0.1, 0.2, 0.4], [1, 2, 3]], dtype=np.float32)
+    found = softmax(logits)
+    exact = np.exp(logits.astype(np.float64))
+    assert found.dtype == np.float64
+    assert found == pytest.approx(exact / exact.sum(axis=1, keepdims=True), rel=1e-14)
+
+
 def test_accuracy_counts_the_largest_logit():
     assert accuracy(np.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1, 0, 0, 0])) == 0.75
 
@@ -47,6 +55,19 @@ def test_accuracy_counts_the_largest_logit():
 def test_wilson_interval_has_the_textbook_value():
     # Newcombe (1998), table I: 81 of 263.
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_wilson_interval_of_no_success_and_of_all():
+    # By hand: z²/(n + z²) with z = 1.959964.
+    edge = 1.959963984540054**2 / (20 + 1.959963984540054**2)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, edge), abs=1e-12)
+    assert wilson_interval(20, 20) == pytest.approx((1 - edge, 1.0), abs=1e-12)
+
+
+def test_wilson_interval_takes_numpys_numbers_and_gives_pythons():
+    low, high = wilson_interval(np.int64(3), np.int64(7))
+    assert (type(low), type(high)) == (float, float)
+    assert wilson_interval(3, 7) == (low, high)
 
 
 @given(st.integers(1, 5000), st.data())

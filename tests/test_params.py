@@ -1,6 +1,8 @@
 """params.yaml is read into one typed object; whatever is wrong is said by key before any work starts."""
 
 import copy
+import io
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.shared.params import Params, load_params
+from stages.shared.params import ARCHITECTURES, Params, load_params
 
 DEFAULT = Path(__file__).parents[1] / "params.yaml"
 VALUES = YAML(typ="safe", pure=True).load(DEFAULT)
@@ -135,6 +137,153 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_a_missing_file_says_where_to_run(tmp_path):
     with pytest.raises(ValueError, match="no such file; run from the project's root"):
         load_params(tmp_path / "params.yaml")
+
+
+def said(tmp_path: Path, text: str) -> str:
+    """What is wrong with params.yaml holding `text`, without the path."""
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        load_params(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("seed", -1, "seed: Input should be greater than or equal to 0 (found -1)"),
+        ("export.opset", "18", "export.opset: Input should be a valid integer (found '18')"),
+        ("seed", "x" * 200, f"seed: Input should be a valid integer (found {repr('x' * 200)[:100]})"),
+        ("train", 5, "train: Input should be a valid dictionary (found 5)"),
+        ("model.colour", 1, "model.colour: unknown key; remove it or correct its spelling"),
+        ("preprocess.crop", 257, "preprocess: crop 257 is larger than resize 256; make it at most 256"),
+        (
+            "preprocess.std",
+            [0.2, -0.1, 0.2],
+            "preprocess: std [0.2, -0.1, 0.2] must be greater than 0 in every channel",
+        ),
+        (
+            "train.scratch.head_init",
+            {"hotdog": 3},
+            "train.scratch: head_init takes rows of the source model's head: set init: pretrained, or head_init: {}",
+        ),
+        ("train.1st", VALUES["train"]["scratch"], "train.1st: String should match pattern '^[A-Za-z][A-Za-z0-9_]*$' (found '1st')"),
+        ("export.recipe", "other", "params: export.recipe is 'other', which is not among train's recipes: finetune, scratch"),
+        ("model.architecture", "resnet19", f"model.architecture: unknown architecture 'resnet19'; allowed are {', '.join(ARCHITECTURES)}"),
+    ],
+)  # fmt: skip
+def test_a_problem_is_said_in_one_line(tmp_path, key, value, problem):
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(changed(key, value), text)
+    assert said(tmp_path, text.getvalue()) == f"1 problem(s)\n  {problem}"
+
+
+def test_what_has_no_key_is_said_of_the_params(tmp_path):
+    assert said(tmp_path, "just text") == (
+        "1 problem(s)\n  params: Input should be a valid dictionary or instance of Params (found 'just text')"
+    )
+
+
+def test_a_missing_section_says_where_an_example_is(tmp_path):
+    values = copy.deepcopy(VALUES)
+    del values["runtime"], values["parity"]["int8"]
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(values, text)
+    assert said(tmp_path, text.getvalue()) == (
+        "2 problem(s)\n"
+        "  runtime: missing; add it (see params.yaml in the repository)\n"
+        "  parity.int8: missing; add it (see params.yaml in the repository)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seed"),
+    [
+        ("seed: 010", 10),  # eight in YAML 1.1
+        ("seed: 0o10", 8),
+        ("seed: 1_000", 1000),
+        ("seed:\t7", 7),
+        ("%YAML 1.1\n---\nseed: 010", 10),  # the parser in C, which DVC takes, does not look at the version
+    ],
+)
+def test_unusual_numbers_are_read_as_dvc_reads_them(tmp_path, text, seed):
+    path = tmp_path / "params.yaml"
+    directive, _, line = text.rpartition("\n")
+    default = DEFAULT.read_text(encoding="utf-8").replace("\nseed: 0\n", f"\n{line}\n", 1)
+    path.write_text(f"{directive}\n{default}" if directive else default, encoding="utf-8")
+    assert load_params(path).seed == load_as_dvc(str(path))["seed"] == seed
+
+
+def test_a_tag_is_refused(tmp_path):
+    """Plain values alone: a tag asks the reader to build something."""
+    text = DEFAULT.read_text(encoding="utf-8")
+    assert said(tmp_path, text.replace("seed: 0", "seed: !!python/name:os.system 0", 1)).startswith("not valid YAML: ")
+    assert said(tmp_path, text.replace("source: http", "source: !url http", 1)).startswith("not valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "taken", "refused"),
+    [
+        ("train.finetune.epochs", [1, 10**9], [0, 10**9 + 1]),
+        ("train.finetune.batch_size", [1, 10**9], [0, 10**9 + 1]),
+        ("train.finetune.lr", [1e-30, 999999.0], [0, 1e6]),
+        ("train.finetune.head_lr_multiplier", [1e-30, 999999.0], [0, 1e6]),
+        ("train.finetune.weight_decay", [0, 999999.0], [-1e-9, 1e6]),
+        ("train.finetune.momentum", [0, 0.999], [-1e-9, 1]),
+        ("train.finetune.train_fraction", [1e-9, 1], [0, 1.000001]),
+        ("train.finetune.head_init", [{"a": 0}], [{"a": -1}]),
+        ("train.finetune.freeze", ["x"], [""]),
+        ("train.finetune.seed", [None, 0, 2**31 - 1], [-1, 2**31]),
+        ("train.finetune.precision", ["auto", "float32", "bfloat16"], ["float16"]),
+        ("train.finetune.augmentation", ["random_crop", "none"], ["flip"]),
+        ("seed", [0, 2**31 - 1], [-1, 2**31]),
+        ("dataset.test_fraction", [1e-9, 0.999999], [0, 1]),
+        ("dataset.synthetic.num_train", [1, 10**9], [0, 10**9 + 1]),
+        ("dataset.synthetic.side", [8, 8192], [7, 8193]),
+        ("model.weights", ["x"], [""]),
+        ("pretrain.num_images", [1], [0]),
+        ("preprocess.crop", [8, 256], [7, 257]),
+        ("preprocess.resize", [224, 8192], [223, 8193]),
+        ("preprocess.max_side", [8, 8192], [7, 8193]),
+        ("preprocess.std", [[1e-9, 1, 1]], [[0, 1, 1], [1, 1], [1, math.nan, 1], [1, 1, math.inf]]),
+        ("preprocess.mean", [[0, 0, 0], [-1, 2, 3]], [[0, 0], [0, 0, 0, 0], 0, [math.nan, 0, 0], [0, 0, -math.inf]]),
+        ("zero_shot", [{}, {"a": 0}], [{"a": -1}]),
+        ("runtime.device", ["auto", "cpu", "cuda"], ["gpu"]),
+        ("runtime.num_devices", [1, 1024], [0, 1025]),
+        ("runtime.step", ["auto", "eager", "graph", "compile"], ["jit"]),
+        ("runtime.batch_norm", ["local", "exact"], ["sync"]),
+        ("evaluate.calibration_bins", [1, 1000], [0, 1001]),
+        ("evaluate.bootstrap_samples", [10, 10**6], [9, 10**6 + 1]),
+        ("evaluate.execution", ["exact", "fast"], ["slow"]),
+        ("export.opset", [18, 21], [17, 22]),
+        ("export.max_accuracy_drop", [0, 1], [-1e-9, 1.000001]),
+        ("parity.fp32", [1e-30, 999999.0], [0, 1e6]),
+    ],
+)
+def test_a_range_ends_where_it_is_said_to(key, taken, refused):
+    for value in taken:
+        Params.model_validate(changed(key, value))
+    for value in refused:
+        with pytest.raises(ValueError):
+            Params.model_validate(changed(key, value))
+
+
+def test_a_recipe_says_no_more_than_it_must():
+    """What the scratch recipe leaves out."""
+    recipe = load_params(DEFAULT).train["scratch"]
+    left_out = (recipe.momentum, recipe.train_fraction, recipe.freeze, recipe.augmentation, recipe.precision)
+    assert left_out == (0.0, 1.0, "none", "random_crop", "auto")
+    assert (recipe.head_init, recipe.seed) == ({}, None)
+    values = copy.deepcopy(VALUES)
+    del values["zero_shot"]
+    assert Params.model_validate(values).zero_shot == {}
+
+
+def test_a_random_recipe_may_leave_head_init_empty_and_a_pretrained_one_may_fill_it():
+    Params.model_validate(changed("train.scratch.head_init", {}))
+    assert Params.model_validate(changed("train.finetune.head_init", {"a": 3})).train["finetune"].head_init == {"a": 3}
 
 
 def test_a_third_recipe_needs_params_alone(tmp_path):

@@ -2,9 +2,12 @@
 
 import ast
 import io
+import itertools
 import json
+import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,9 @@ import pytest
 from PIL import Image
 
 from consumers import predict
-from stages.preprocess.decode import decode
+from stages.preprocess.decode import UnusableError, decode
 from tests.exported_project import ROOT, exported_project
+from tests.test_decode_fuzz import hostile_files
 
 PROGRAM = ROOT / "consumers" / "predict.py"
 
@@ -227,3 +231,114 @@ def test_wrong_command_line_is_exit_code_2(words: list[str]) -> None:
 def test_image_arrives_from_stdin_once(model: str, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photo.read_bytes())))
     np.testing.assert_array_equal(predict.read_image(None), decode(photo).pixels)
+
+
+# Runs the program of sys.argv under a limit on its address space, and says last how much memory it really took.
+CONFINED = """
+import re, resource, runpy, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30,) * 2)
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+    print(f"peak {int(peak) // 1024} MB", file=sys.stderr)
+"""
+LARGEST_IMAGE = 3500  # megabytes that the model and an image of MAX_PIXELS take
+
+
+def confined(*words: str) -> tuple[subprocess.CompletedProcess[str], int]:
+    """predict.py in a process of its own, and its peak in megabytes."""
+    command = [sys.executable, "-c", CONFINED, str(PROGRAM), *words]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, check=False)
+    assert done.stderr.splitlines()[-1].startswith("peak "), done.stderr[-2000:]
+    return done, int(done.stderr.split()[-2])
+
+
+def is_accepted(path: Path) -> bool:
+    try:
+        decode(path)
+    except UnusableError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("seed", "first", "last"),
+    [(0, 100, 220), *(pytest.param(seed, 0, 1500, marks=pytest.mark.slow) for seed in (1, 2))],
+)
+def test_each_hostile_image_is_answered_or_named_as_the_pipeline_takes_or_refuses_it(
+    model: str, tmp_path: Path, seed: int, first: int, last: int
+) -> None:
+    paths = []
+    for name, content in itertools.islice(hostile_files(last, seed), first, last):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(content)
+    (tmp_path / "list").write_text("\n".join(map(str, paths)))
+    done, peak = confined(f"@{tmp_path / 'list'}", "--json", "--model", model)
+    assert done.returncode == 1  # some could not be read, and it did not crash
+
+    answers = {line["image"]: line["probabilities"] for line in map(json.loads, done.stdout.splitlines())}
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # libtiff writes there as well
+    named = Counter(next(str(path) for path in paths if line.startswith(f"error: {path}: ")) for line in errors)
+    print(f"{len(answers)} answered, {len(named)} named, peak {peak} MB")
+    assert len(answers) == len(done.stdout.splitlines())
+    assert set(named.values()) == {1}
+    assert sorted([*answers, *named]) == sorted(map(str, paths))
+    assert set(answers) == {str(path) for path in paths if is_accepted(path)}
+    assert len(answers) > len(paths) // 10  # not all are hopeless: they reach the decoders and the model
+    assert all(sum(row.values()) == pytest.approx(1, abs=1e-5) for row in answers.values())
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert peak < LARGEST_IMAGE
+
+
+def test_images_of_one_size_share_a_batch_only_while_it_is_no_larger_than_one_may_be(
+    photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(predict, "run", lambda _, batch: [sizes.append(len(batch))] * len(batch))
+    images = [("photo", photo)] * 7
+    assert [len(names) for names, _ in predict.classify(None, iter(images), 5)] == sizes == [5, 2]  # type: ignore[arg-type]
+    sizes.clear()
+    monkeypatch.setattr(predict, "MAX_PIXELS", 60 * 40 * 3)
+    assert [len(names) for names, _ in predict.classify(None, iter(images), 5)] == sizes == [3, 3, 1]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"RIFF\xff\xff\xff\x7fWEBP", b"P6 9 9 255 "]
+)
+def test_file_of_20_gigabytes_is_not_read_into_memory(model: str, tmp_path: Path, start: bytes) -> None:
+    huge = tmp_path / "huge.png"
+    with huge.open("wb") as file:
+        file.write(start)
+        file.truncate(20 * 2**30)  # takes no room on the disk
+    done, peak = confined(str(huge), "--model", model)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if start.startswith(b"P6") else 1)
+    assert (f"error: {huge}: " in done.stderr) == (done.returncode == 1)
+    assert peak < 1000
+
+
+def test_file_whose_name_is_no_text_is_classified_and_named(model: str, photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff\n.png")).write_bytes(photo.read_bytes())
+    (folder / os.fsdecode(b"\xfe.png")).write_bytes(b"no image")
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    command = [sys.executable, str(PROGRAM), str(folder), "--model", model]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["image"] == str(folder / os.fsdecode(b"\xff\n.png"))
+    assert f"error: {folder}/\\udcfe.png: is no image in" in done.stderr
+
+
+def test_name_with_a_null_character_is_an_error_of_that_image_alone(
+    model: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text(f"a\0b.png\n{photo}\n")
+    assert predict.main([f"@{tmp_path / 'list.txt'}", "--model", model]) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith(f"{photo}: ")
+    assert "a\0b.png: cannot be read: embedded null byte" in output.err

@@ -184,3 +184,16 @@ def test_secrets_in_addresses_are_masked():
 def test_class_names_with_dollars_stay_text(tmp_path):
     figure = draw_confusion(tmp_path, "scratch", [{"label": "other", "prediction": "$5 menu$"}], ("$5 menu$", "other"))
     assert "$5 menu$" in figure
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [("evaluate/finetune/roc.csv", "evaluate finetune"), ("evaluate/scratch/metrics.json", "evaluate scratch")],
+)
+def test_a_missing_input_names_the_stage_to_run(tmp_path, path, stage):
+    with contextlib.chdir(tmp_path):
+        write_experiment()
+        compare()
+        (artifacts.ROOT / path).unlink()
+        with pytest.raises(ValueError, match=rf"{path}: no such file; run {stage}"):
+            main()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from stages.shared import steps
+from stages.shared import steps as shared_steps
 from stages.shared.image_source import crop_on_all_threads
 from stages.shared.sampling import Draws, plan_epoch
 from stages.shared.steps import FlatGradients, OwnGradients, Totals, captured, training_step
@@ -152,6 +153,26 @@ def test_a_captured_step_trains_as_the_step_itself_and_each_size_is_captured_onc
         replayed(batch)
         assert all(torch.equal(a, b) for a, b in zip(plain_state, state, strict=True))
     assert graphs.captured == 2
+
+
+def test_of_several_devices_only_the_size_that_all_share_is_captured(images, graphs, monkeypatch):
+    monkeypatch.setattr(shared_steps, "rank_and_world_size", lambda: (0, 2))
+    plain, plain_state = make_step(images)
+    step, state = make_step(images)
+    replayed = captured(graphs.note(step), state, CPU)
+    for batch in (draws_of(0, 1, 2, 3), draws_of(4, 5), draws_of(6, 7, 0, 1), draws_of(2)):
+        plain(batch)
+        replayed(batch)
+        assert all(torch.equal(a, b) for a, b in zip(plain_state, state, strict=True))
+    assert graphs.captured == 1
+
+
+def test_a_step_that_cannot_be_captured_says_what_to_set(graphs):
+    def step(draws: Draws) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(ValueError, match=r"set runtime.step to eager \(operation not permitted"):
+        captured(step, (), CPU)(draws_of(0))
 
 
 def test_capturing_lets_cudnn_choose_and_then_leaves_the_setting_alone(images, graphs):

@@ -1,5 +1,6 @@
 """The page in headless Chromium, against Pillow and ONNX Runtime. The model is made here, small and quick to answer."""
 
+import base64
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from consumers import predict
+from tests.test_decode_fuzz import hostile_files
 from tests.web_pictures import HOSTILE, PHOTOS, PNG
 
 WEB = Path(__file__).parents[1] / "consumers" / "web"
@@ -122,8 +126,8 @@ def classify(page, name: str, content: bytes) -> dict[str, float] | str:
     return answer(page)
 
 
-def answer(page) -> dict[str, float] | str:
-    page.wait_for_selector("body[data-state=result], body[data-state=error]", timeout=20_000)
+def answer(page, timeout: int = 20_000) -> dict[str, float] | str:
+    page.wait_for_selector("body[data-state=result], body[data-state=error]", timeout=timeout)
     if page.get_attribute("body", "data-state") == "error":
         return page.inner_text("#error")
     bars = page.evaluate("[...document.querySelectorAll('#bars li')].map((bar) => ({...bar.dataset}))")
@@ -178,6 +182,47 @@ def test_dropped_and_pasted_pictures_are_classified(page, expected) -> None:
         assert answer(page) == pytest.approx(expected["opaque.png"], abs=1e-4), kind
 
 
+@pytest.mark.slow
+def test_each_hostile_file_dropped_ends_in_predict_pys_answer_or_in_a_message(
+    browser, url_of, model_path: Path, tmp_path: Path
+) -> None:
+    session, class_names = predict.load_model(model_path, "cpu")
+    page = open_page(browser, url_of(model_path))
+    page.on("console", lambda line: page.problems.append(line.text) if line.type in ("error", "warning") else None)
+    good = classify(page, "good.png", PNG)
+    outcomes: Counter[str] = Counter()
+    for number, (name, content) in enumerate(hostile_files(400, 1)):
+        page.evaluate(DROP, [name, base64.b64encode(content).decode()])
+        found = answer(page, timeout=120_000)  # the page itself gives up after 60 s
+        if isinstance(found, str):
+            assert name in found
+            assert "could not be classified" not in found, found  # said by the page, not by an exception
+        else:
+            assert sum(found.values()) == pytest.approx(1, abs=1e-4), name
+            (tmp_path / name).write_bytes(content)
+            try:
+                row = predict.run(session, [predict.read_image(tmp_path / name)])[0]
+            except predict.ImageError:
+                outcomes["answered by the page alone"] += 1  # broken metadata around sound pixels
+            else:
+                assert found == pytest.approx(dict(zip(class_names, map(float, row), strict=True)), abs=1e-3), name
+        outcomes["message" if isinstance(found, str) else "probabilities"] += 1
+        if number % 20 == 19:
+            assert classify(page, "good.png", PNG) == good
+    print(outcomes)
+    assert outcomes["message"] + outcomes["probabilities"] == 400
+    assert min(outcomes["message"], outcomes["probabilities"]) > 40
+    assert outcomes["answered by the page alone"] < 10
+    assert not page.problems
+    assert all(address.startswith(page.url) for address in page.requests)
+
+
+DROP = """([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name));
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}"""
 SEND_EVENT = """([kind, carrier, bytes]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([new Uint8Array(bytes)], "sent.png", { type: "image/png" }));

@@ -1,13 +1,20 @@
 """The source model's own classes, as a classifier of the target's."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
+from stages import pretrain, zero_shot
+from stages.shared import artifacts
 from stages.shared.model import build_model
 from stages.zero_shot import choose_sources, load_source_model, measure
+from tests.experiment import write_params
+from tests.finished_experiment import write_split
 
 NAMES = ("hotdog", "not-hotdog")
 
@@ -45,6 +52,43 @@ def test_three_classes_have_no_roc_but_a_top_1(logits):
 def test_classes_that_do_not_fit_are_refused_by_name(named, names, message):
     with pytest.raises(ValueError, match=message):
         choose_sources(named, names, 5)
+
+
+def test_where_no_class_is_named_nothing_is_measured_and_metrics_say_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, {"zero_shot": {}})
+    zero_shot.main()
+    assert json.loads(artifacts.ZERO_SHOT.read_text()) == {
+        "measured": False,
+        "reason": "zero_shot names no class of the source model",
+    }
+
+
+def test_the_stage_measures_the_source_model_on_the_test_split(tmp_path: Path, monkeypatch, capsys) -> None:
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    architecture = {"model.architecture": "shufflenet_v2_x0_5", "preprocess.resize": 32, "preprocess.crop": 32}
+    write_params(tmp_path, architecture | {"zero_shot": {"hotdog": 3}, "runtime.device": "cpu"})
+    write_split(NAMES, 10)
+    torch.manual_seed(0)
+    weights = artifacts.source_weights("IMAGENET1K_V1")
+    weights.parent.mkdir(parents=True)
+    save_file(build_model("shufflenet_v2_x0_5", 7, 32).state_dict(), weights)
+    zero_shot.main()
+    metrics = json.loads(artifacts.ZERO_SHOT.read_text())
+    assert metrics["measured"] is True
+    assert metrics["num_images"] == 10
+    assert metrics["device"].startswith("cpu")
+    assert f"top-1 {metrics['test_accuracy']:.3f}, ROC-AUC {metrics['roc_auc']} on 10 images" in capsys.readouterr().out
+
+
+def test_weights_that_exist_are_not_pretrained(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, {"model.weights": "IMAGENET1K_V1"})
+    pretrain.main()
+    assert [path.name for path in artifacts.PRETRAIN.iterdir()] == ["summary.json"]
+    assert json.loads((artifacts.PRETRAIN / "summary.json").read_text())["trained"] is False
 
 
 def test_the_source_model_keeps_its_whole_head(tmp_path):

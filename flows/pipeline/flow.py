@@ -41,26 +41,33 @@ def pipeline(
     experiment: str | None = None,
     timeout: float | None = None,
     retry_delay: float = 30.0,
+    git_remote: str | None = None,
     root: str = ".",
 ) -> State:
     """Run the stages that `targets` need (default: all), each after its upstreams.
 
     experiment: run the last commit in a checkout apart, and save the result as the DVC experiment <experiment>-<time>.
     timeout: seconds after which the running stage is stopped and the rest is skipped.
+    git_remote: where an experiment's commit is taken from and its result is pushed to, on one of several machines.
     retry_delay: seconds before a stage that exited with 75 (a fault that may pass) is tried again, twice at most.
     """
     if experiment and targets:
         raise ValueError("an experiment holds every stage's outs: give an experiment's name or targets, not both")
+    if git_remote and not experiment:
+        raise ValueError("git_remote is for experiments: give an experiment's name too")
     project = Path(root).resolve()
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     try:
         with dvc_stages.claimed(project / ".cache" / ("nightly.lock" if experiment else "pipeline.lock")):
-            workspace = nightly.prepare(project) if experiment else project
+            commit = nightly.newest(project, git_remote) if git_remote else "HEAD"
+            workspace = nightly.prepare(project, commit=commit) if experiment else project
             outcomes = _run_stages(workspace, project, targets or [], force, deadline, retry_delay)
             publish.stages([{**vars(outcome), "seconds": round(outcome.seconds, 1)} for outcome in outcomes])
             publish.results(workspace)
             good = not any(outcome.state in BAD for outcome in outcomes)
             saved = nightly.save(workspace, project, experiment) if experiment and good else None
+            if saved and git_remote:
+                nightly.push(workspace, project, saved, git_remote)
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
     get_run_logger().info("%s", _summary(outcomes))

@@ -41,17 +41,26 @@ def prepare(project: Path, folder: Path = WORKSPACE, commit: str = "HEAD") -> Pa
 def save(workspace: Path, project: Path, prefix: str) -> str:
     """Save the checkout's state as an experiment of the project, return its name: `nightly-20261123-020000`, in UTC."""
     name = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--name", name]
-    process = supervise.start(command, grace=10, cwd=workspace, stdout=subprocess.DEVNULL)
-    try:
-        if code := process.wait():
-            raise RuntimeError(f"{workspace}: `dvc exp save --name {name}` exited with {code}; its message is above")
-    finally:
-        supervise.stop(process, grace=10)
-    commit = _git(workspace, "rev-parse", "HEAD")
-    reference = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+    _dvc(workspace, "exp", "save", "--name", name)
+    reference = _reference(workspace, name)
     _git(project, "fetch", "--quiet", str(workspace), f"{reference}:{reference}")
     return name
+
+
+def newest(project: Path, git_remote: str) -> str:
+    """The commit at the remote's HEAD, fetched; what the project has checked out stays. Raises ValueError where it cannot be had."""
+    try:
+        commit = _git(project, "ls-remote", git_remote, "HEAD").split()[0]
+        _git(project, "fetch", "--quiet", "--no-write-fetch-head", git_remote, commit)
+    except (subprocess.CalledProcessError, IndexError) as error:
+        raise ValueError(f"{git_remote}: no commit to run: {getattr(error, 'stderr', '').strip()}") from None
+    return commit
+
+
+def push(workspace: Path, project: Path, name: str, git_remote: str) -> None:
+    """Push the experiment to `git_remote`, and what it holds to the DVC remote. Raises RuntimeError."""
+    reference = _reference(workspace, name)
+    _dvc(project, "exp", "push", "--force", git_remote, reference)
 
 
 def _share_settings(project: Path, workspace: Path) -> None:
@@ -76,6 +85,22 @@ def _link_relative_sources(project: Path, workspace: Path) -> None:
         if named and not Path(named).is_absolute() and there.exists() and not os.path.lexists(here):
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(there)
+
+
+def _reference(workspace: Path, name: str) -> str:
+    """Where git keeps an experiment that was made from the checkout's commit."""
+    commit = _git(workspace, "rev-parse", "HEAD")
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+
+
+def _dvc(folder: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
+    process = supervise.start(command, grace=10, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        if code := process.wait():
+            raise RuntimeError(f"{folder}: `dvc {' '.join(words)}` exited with {code}; its message is above")
+    finally:
+        supervise.stop(process, grace=10)
 
 
 def _git(folder: Path, *words: str) -> str:

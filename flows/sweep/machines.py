@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
-from prefect.states import Cancelling, Failed, State
+from prefect.states import Cancelling, Crashed, Failed, State
 
 from flows import supervise
 from flows.sweep import experiments
@@ -23,6 +24,7 @@ from flows.sweep.plan import Experiment
 
 DEPLOYMENT = "sweep-point/sweep-point"
 POLL = 2.0  # seconds between two looks at a run elsewhere
+PATIENCE = 8 * 3600.0  # seconds that a run elsewhere may take: a worker that died never says so
 
 
 @flow(name="sweep-point", flow_run_name="{name}")
@@ -67,11 +69,17 @@ def run(experiment: Experiment, stopping: threading.Event, *, commit: str, threa
     parameters = {"name": experiment.name, "target": experiment.target, "overrides": list(experiment.overrides)}
     where = {"commit": commit, "threads": threads, "git_remote": git_remote}
     created = run_deployment(DEPLOYMENT, parameters={**parameters, **where}, timeout=0, as_subflow=False)
+    deadline = time.monotonic() + PATIENCE
     with get_client(sync_client=True) as client:
         while True:
             state = client.read_flow_run(created.id).state  # type: ignore[union-attr]
             if state and state.is_final():
                 break
+            if time.monotonic() > deadline:
+                client.set_flow_run_state(created.id, Crashed(message="no end in time"), force=True)  # type: ignore[union-attr]
+                raise ExperimentFailed(
+                    experiment.name, os.EX_TEMPFAIL, f"its worker did not end it in {PATIENCE:.0f} s"
+                )
             if stopping.wait(POLL):
                 client.set_flow_run_state(created.id, Cancelling())  # type: ignore[union-attr]
                 raise Stopped("its worker was asked to stop")

@@ -86,7 +86,8 @@ def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Ex
         chosen = {key: value for key, value in point.items() if key not in ("name", "target")}
         shown = {"name": point["name"]} if "name" in point else chosen
         for combination in [{}] if alone else _combinations(sweep.grid):
-            described = {**({"recipe": recipe} if len(sweep.recipes) > 1 else {}), **shown, **combination}
+            named = {**({"recipe": recipe} if len(sweep.recipes) > 1 else {}), **shown, **combination}
+            described = {key: _public(value) for key, value in named.items()}
             for seed in range(1 if alone else num_seeds):
                 values = {**sweep.settings, **settings, **chosen, **combination, "recipe.seed": seed}
                 overrides = tuple(override(_full_key(key, recipe), value) for key, value in values.items())
@@ -128,6 +129,13 @@ def _literal(value: Any) -> str:
         return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
     escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _public(value: Any) -> Any:
+    """Without the user, password and query of a URL: what a point sets goes into tables, pictures and names."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", value))
 
 
 def _combinations(grid: Mapping[str, list[Any]]) -> list[Settings]:

@@ -124,7 +124,8 @@ def _channel_problems(model: ModelProto, stack: NodeProto, constants: Mapping[st
         node = makers.get(plane)
         while node is not None and node.op_type != "Gather":
             node = makers.get(node.input[0])
-        order.append(None if node is None or node.input[1] not in constants else int(constants[node.input[1]]))
+        channel = constants.get(node.input[1]) if node else None
+        order.append(int(channel) if channel is not None and channel.ndim == 0 else None)
     if order == [0, 1, 2]:
         return []
     swapped = " (red and blue swapped)" if order == [2, 1, 0] else ""

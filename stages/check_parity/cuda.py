@@ -1,6 +1,8 @@
 """Whether CUDA can run here, asked of the driver and of the dynamic linker: ONNX Runtime itself only logs and goes on."""
 
+import contextlib
 import ctypes
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -32,7 +34,8 @@ def provider_error(provider: str) -> str:
         return f"this onnxruntime ({onnxruntime.__version__}) was built without the {provider} provider; install onnxruntime-gpu[cuda,cudnn]"
     try:
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it could not find
+                onnxruntime.preload_dlls()
         load_library(PROVIDERS_DIR / "libonnxruntime_providers_shared.so")
         load_library(PROVIDERS_DIR / f"libonnxruntime_providers_{provider}.so")
     except OSError as error:

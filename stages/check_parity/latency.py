@@ -153,7 +153,11 @@ def _fixed_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Tim
 def _torch_run(model: torch.nn.Module, device: str, compiled: bool, images: np.ndarray) -> Timed:
     """Input and output stay on the device."""
     model = model.to(device=device, dtype=torch.float32)
-    call = torch.compile(model, mode="reduce-overhead" if device == "cuda" else "default") if compiled else model
+    call = (
+        torch.compile(model, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
+        if compiled
+        else model
+    )
     batch = torch.from_numpy(images).to(device=device, memory_format=torch.channels_last)
     answers = [torch.empty(0)]
 

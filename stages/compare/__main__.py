@@ -124,7 +124,7 @@ def notes(entries: Sequence[Mapping[str, Any]]) -> str:
     """What the table's numbers mean, and each recipe's paired difference to the first."""
     lines = [
         f"Test: {entries[0]['num_test_images']} images, seen once; 95 % intervals by Wilson. Train loss and accuracy are "
-        "running averages over the last epoch, as in the book; examples/s counts neither loading nor evaluation."
+        "running averages over the last epoch, as in the book; examples/s is the median epoch's, cropping included (d2l's timer leaves loading out)."
     ]
     for entry in entries[1:]:
         pair = entry["against_first"]

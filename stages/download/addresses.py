@@ -39,6 +39,7 @@ def masked(url: str) -> str:
         return url
     try:
         parts = urlsplit(url)
+        _ = parts.port  # raises where what follows the colon is none: a piece of a password, perhaps
     except ValueError:
         return f"{url.partition('://')[0]}://***"
     userinfo, _, host = parts.netloc.rpartition("@")

@@ -39,10 +39,11 @@ def fetch(
     print(f"{key}: downloading {masked(address)}", flush=True)
     cache.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    resumed = transfer(address, part, resume=True, unreachable=unreachable, patience=patience)
+    verified = checksum is not None
+    resumed = transfer(address, part, resume=True, verified=verified, unreachable=unreachable, patience=patience)
     if resumed and checksum and not digests.matches(part, checksum, prefix=prefix):
         print(f"{key}: the resumed file is not whole; downloading it anew", flush=True)
-        transfer(address, part, resume=False, unreachable=unreachable, patience=patience)
+        transfer(address, part, resume=False, verified=verified, unreachable=unreachable, patience=patience)
     try:
         _verify(part, checksum, key=key, shown=masked(address), prefix=prefix)
     except ValueError:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stages.shared.files import naming
+
 
 @contextmanager
 def alone(cache: Path, what: str) -> Iterator[None]:
@@ -30,7 +32,8 @@ def building(target: Path) -> Iterator[Path]:
     _clear(part, old)
     part.mkdir(parents=True)
     try:
-        yield part
+        with naming(target):
+            yield part
         if target.exists():
             target.replace(old)
         part.replace(target)

@@ -13,19 +13,20 @@ from tqdm import tqdm
 from stages.download.addresses import fingerprint, masked
 from stages.download.request import Patience, open_url
 from stages.shared.cli import TransientError
-from stages.shared.files import read_json, write_json
+from stages.shared.files import naming, read_json, write_json
 
 CHUNK = 1 << 16  # bytes
 
 
-def transfer(url: str, part: Path, *, resume: bool, unreachable: str, patience: Patience) -> bool:
+def transfer(url: str, part: Path, *, resume: bool, verified: bool, unreachable: str, patience: Patience) -> bool:
     """Bring `url`'s bytes to `part`; returns whether bytes of an earlier run were kept.
 
     Earlier bytes are kept only where the server vouches that they belong to the same file: a range answered with
-    the ETag or Last-Modified noted beside the part (RFC 9110, 13.1.5). Otherwise it starts over.
+    the ETag or Last-Modified noted beside the part (RFC 9110, 13.1.5). Otherwise it starts over. Where no checksum will
+    have the file `verified`, only those that were flushed to the disk are kept: others may be zeros after a power cut.
     Raises TransientError (`part` stays for the next run) or ValueError.
     """
-    notes = _notes(part, url) if resume else None
+    notes = _notes(part, url, verified) if resume else None
     if notes is not None and part.stat().st_size == notes["total"]:
         return True
     with open_url(url, _range_headers(part, notes), unreachable, patience) as response:
@@ -33,9 +34,9 @@ def transfer(url: str, part: Path, *, resume: bool, unreachable: str, patience: 
         if response.status == 200:
             notes = _start(response, part, url)
         elif not continued:
-            return transfer(url, part, resume=False, unreachable=unreachable, patience=patience)
+            return transfer(url, part, resume=False, verified=verified, unreachable=unreachable, patience=patience)
         assert notes is not None
-        _receive(response, part, url, notes["total"], patience)
+        _receive(response, part, url, notes, patience)
     return continued
 
 
@@ -49,9 +50,11 @@ def _notes_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _notes(part: Path, url: str) -> dict[str, Any] | None:
+def _notes(part: Path, url: str, verified: bool) -> dict[str, Any] | None:
     try:
         notes = read_json(_notes_path(part))
+        if not verified:
+            os.truncate(part, min(part.stat().st_size, notes["flushed"]))
         usable = part.stat().st_size > 0 and notes["url"] == fingerprint(url) and notes["validator"]
         return notes if usable and {"total"} < notes.keys() else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
@@ -88,20 +91,26 @@ def _continues(response: Any, part: Path, notes: dict[str, Any]) -> bool:
     return same and first == part.stat().st_size and last == total - 1
 
 
-def _receive(response: Any, part: Path, url: str, total: int | None, patience: Patience) -> None:
-    size = part.stat().st_size if part.exists() else 0
+def _receive(response: Any, part: Path, url: str, notes: dict[str, Any], patience: Patience) -> None:
+    size, total = part.stat().st_size if part.exists() else 0, notes["total"]
     with (
+        naming(part),
         part.open("ab") as file,
         tqdm(desc=part.stem, initial=size, total=total, unit="B", unit_scale=True, disable=None) as bar,
     ):
-        for chunk in _chunks(response, url, patience):
-            size += len(chunk)
-            if size > patience.max_bytes:
-                raise ValueError(f"{masked(url)}: larger than {patience.max_bytes} bytes, the most that is downloaded")
-            file.write(chunk)
-            bar.update(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            for chunk in _chunks(response, url, patience):
+                size += len(chunk)
+                if size > patience.max_bytes:
+                    raise ValueError(
+                        f"{masked(url)}: larger than {patience.max_bytes} bytes, the most that is downloaded"
+                    )
+                file.write(chunk)
+                bar.update(len(chunk))
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+            write_json(_notes_path(part), {**notes, "flushed": file.tell()})
     if total is not None and size < total:
         raise TransientError(f"{masked(url)}: cut off after {size} of {total} bytes; run download again to go on")
 

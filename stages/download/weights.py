@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from stages.download import checksum as digests
 from stages.download.addresses import is_url, masked
@@ -43,7 +43,7 @@ def bring_weights(
         facts |= {"kind": "file", "checksum": checksum}
     state_dict = read_state_dict(file, shown=masked(weights))
     with replacing(path) as part:
-        save_file(dict(sorted(state_dict.items())), part, metadata={"format": "pt"})
+        part.write_bytes(save(dict(sorted(state_dict.items())), metadata={"format": "pt"}))
     return {**facts, "sha256": file_digest(file), "num_files": 1, "num_bytes": file.stat().st_size}
 
 

@@ -101,10 +101,14 @@ def check_finite(checkpoint: Path, logits: np.ndarray) -> None:
 
 def summary(recipe: str, metrics: Mapping[str, Any]) -> str:
     low, high = metrics["test_accuracy_low"], metrics["test_accuracy_high"]
-    return (
+    line = (
         f"{recipe}: test loss {metrics['test_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f} "
         f"(95 % {low:.3f} to {high:.3f}) on {metrics['num_images']} images"
     )
+    if metrics["positive_class"] is None or metrics["roc_auc"] is not None:
+        return line
+    (only,) = (name for name, scores in metrics["per_class"].items() if scores["num_images"])
+    return f"{line}; ROC-AUC not defined: every test image is of class {only}"
 
 
 if __name__ == "__main__":

@@ -127,7 +127,11 @@ def provenance(
         "git": git_revision(),
         "versions": versions(),
         "params": {
-            **params.model_dump(mode="json", include={"seed", "dataset", "model", "preprocess", "export"}),
+            **params.model_dump(
+                mode="json",
+                include={"seed", "dataset", "model", "preprocess", "export"},
+                exclude={"dataset": {"source"}, "model": {"weights"}},  # they may hold secrets; below they are masked
+            ),
             "train": {params.export.recipe: params.train[params.export.recipe].model_dump(mode="json")},
         },
         "data": {"digest": facts.data_digest, "source": read_source(artifacts.SOURCE_DATASET / "source.json")},

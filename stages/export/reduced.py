@@ -11,7 +11,6 @@ import onnxruntime
 import torch
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from stages.export.core import INPUT, OUTPUT
 from stages.export.graph import sort_nodes, strip
@@ -22,6 +21,8 @@ BATCH = 32
 
 def half_precision(core: ModelProto) -> ModelProto:
     """Weights and arithmetic in float16; input and output stay float32. Of use on CUDA, on a CPU it is slower."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # some builds leave it out
+
     half = convert_float_to_float16(_copy(core), keep_io_types=True)
     strip(half)
     sort_nodes(half)  # the converter appends its casts

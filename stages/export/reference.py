@@ -25,8 +25,6 @@ def compute_reference(model: nn.Module, crops: np.ndarray, facts: Facts) -> dict
     predict = partial(predict_logits, model, crops, mean=facts.mean, std=facts.std, batch_size=32)
     logits = {"float32": predict(device=cpu), "float64": predict(device=cpu, precision=torch.float64)}
     if torch.cuda.is_available():
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
         logits["float32_cuda"] = predict(device=torch.device("cuda"))
     model.to("cpu", torch.float32)
     return logits

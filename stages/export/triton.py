@@ -37,7 +37,11 @@ dynamic_batching {{
 }}
 instance_group [ {{ kind: KIND_AUTO }} ]
 # no TF32: what the server answers is what parity was checked for
-parameters {{ key: "use_tf32" value: {{ string_value: "0" }} }}
+optimization {{
+  execution_accelerators {{
+    gpu_execution_accelerator: [ {{ name: "cuda" parameters {{ key: "use_tf32" value: "0" }} }} ]
+  }}
+}}
 version_policy: {{ latest {{ num_versions: 1 }} }}
 """
 

@@ -20,7 +20,7 @@ from stages.preprocess.store import Image, stage_images, write_split
 from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.cli import run
 from stages.shared.dataset import Entry, Manifest, save_manifest
-from stages.shared.files import write_json
+from stages.shared.files import naming, write_json
 from stages.shared.params import load_params
 
 
@@ -52,7 +52,8 @@ def staging_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:
-        yield path
+        with naming(path):
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

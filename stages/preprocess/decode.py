@@ -56,11 +56,13 @@ def decode(path: Path) -> Decoded:
     A file that cannot be opened is a plain ValueError.
     """
     with _opened(path) as image:
-        mode, rotated = image.mode, _orientation(image) in UPRIGHT
+        # A TIFF is asked first, as Pillow turns it while loading it. No other format: a PNG loads itself to answer, and
+        # where that fails a second load gives what there is of the image.
+        mode, turned = image.mode, image.format == "TIFF" and _orientation(image) in UPRIGHT
         image.load()
-        method = UPRIGHT.get(_orientation(image))  # asked again: Pillow has turned a TIFF while loading it
+        method = UPRIGHT.get(_orientation(image))
         upright = image if method is None else image.transpose(method)
-        return Decoded(_to_rgb(upright), mode, rotated)
+        return Decoded(_to_rgb(upright), mode, turned or method is not None)
 
 
 @contextmanager

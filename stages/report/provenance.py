@@ -32,4 +32,4 @@ def flatten(values: Any, prefix: str = "") -> list[Fact]:
 
 def masked(text: str) -> str:
     """Without the user name, password and query of a URL, which may be secret."""
-    return re.sub(r"(\w://)[^/@\s]*@", r"\1***@", re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", text))
+    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", text))

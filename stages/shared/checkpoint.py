@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from stages.shared.files import replacing
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, model: nn.Module, facts: Facts) -> None:
     """Write `model`'s state and `facts`; the same model and facts give the same bytes."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(path) as part:
-        save_file(state, part, metadata={"facts": json.dumps(asdict(facts), sort_keys=True)})
+        part.write_bytes(save(state, metadata={"facts": json.dumps(asdict(facts), sort_keys=True)}))
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, Facts]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ def image_source(
     std: Sequence[float],
     dtype: torch.dtype,
     device: torch.device,
+    compiled: bool = True,
 ) -> tuple[Callable[[Draws], None], Callable[[Draws], torch.Tensor]]:
     """How a step gets its images from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` within it.
 
     `images` returns normalised (b, 3, crop, crop), channels last. On a CPU it reads the memory map; on CUDA the pixels are
-    copied to the device once, or, where they take more than half of its free memory, each batch is copied by `fetch`.
+    copied to the device once, or, where they take more than half of its free memory, each batch is copied by `fetch`, which
+    is given its draws on the host: reading them back from the device would wait for the step before. `compiled` needs a C compiler.
     """
     scale_and_shift = rescaling(mean, std, device)  # made once: a captured step may not copy from the host
     if device.type == "cpu":
@@ -30,9 +33,10 @@ def image_source(
         return lambda _: None, lambda draws: rescale(crops(draws), *scale_and_shift, dtype)
 
     host, taps = torch.from_numpy(pixels), num_taps(max(pixels.shape[1:3]), crop)
+    compile_or_not: Callable[..., Any] = torch.compile if compiled else lambda function: function
     # Compiled apart, so that the taps are computed once a row and a column and not again for each pixel.
-    choose = torch.compile(lambda boxes, flips: choose_taps(boxes, flips, crop, taps))
-    gather = torch.compile(
+    choose = compile_or_not(lambda boxes, flips: choose_taps(boxes, flips, crop, taps))
+    gather = compile_or_not(
         lambda source, index, *chosen: rescale(
             gather_taps(source, index, *chosen).permute(0, 3, 1, 2), *scale_and_shift, dtype
         )
@@ -50,7 +54,7 @@ def image_source(
     position = torch.arange(batch_size, device=device)
 
     def fetch(draws: Draws) -> None:
-        block[: len(draws.index)].copy_(host[draws.index.cpu()].pin_memory(), non_blocking=True)
+        block[: len(draws.index)].copy_(host[draws.index].pin_memory(), non_blocking=True)
 
     return fetch, lambda draws: gather(block, position[: len(draws.index)], *choose(draws.boxes, draws.flips))
 

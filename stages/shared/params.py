@@ -1,5 +1,6 @@
 """params.yaml as one frozen, typed, validated object. It stops at a stage's `main`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,7 +162,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     Raises ValueError naming the file, each offending key, what was found and what is allowed.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path)
+        values = YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run from the project's root") from None
     except (YAMLError, UnicodeDecodeError) as error:
@@ -170,7 +171,12 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
-        raise ValueError(f"{path}: {error.error_count()} problem(s)\n{problems}") from None
+        raise ValueError(_public(f"{path}: {error.error_count()} problem(s)\n{problems}")) from None
+
+
+def _public(text: str) -> str:
+    """Without the user, password and query of any URL in it, which may be secret."""
+    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", text))
 
 
 def _describe(problem: Any) -> str:

@@ -130,7 +130,7 @@ def keep_freed_memory() -> None:
 
 
 def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) -> Step:
-    """`step` replayed from a CUDA graph, one for each batch size seen.
+    """`step` replayed from a CUDA graph, one for each batch size seen; of several devices, only the first size, which all share.
 
     Warming up and capturing run the step for real, so `state` (every tensor that a step changes) is put back afterwards.
     """
@@ -158,8 +158,19 @@ def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) ->
     def replay(draws: Draws) -> None:
         size = len(draws.index)
         if size not in graphs:
-            with fastest_convolutions():
-                graphs[size] = capture(draws)
+            if graphs and rank_and_world_size()[1] > 1:
+                # Shards of a tail differ: where another device has this size already, capturing would wait for it for ever.
+                step(draws)
+                return
+            try:
+                with fastest_convolutions():
+                    graphs[size] = capture(draws)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(
+                    f"this step cannot be compiled or captured here: set runtime.step to eager ({error})"
+                ) from error
         graph, static = graphs[size]
         for target, part in zip(static, draws, strict=True):
             target.copy_(part)

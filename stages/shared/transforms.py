@@ -143,7 +143,7 @@ def gather_taps(
         value = (across + 0.5).floor() * row_weights[:, :, None, t, None]
         total = value if total is None else total + value
     assert total is not None
-    return (total + 0.5).floor().clamp(0, 255)
+    return (total + 0.5).floor()
 
 
 def _taps(

@@ -72,15 +72,15 @@ def compute_features(
     dtype = torch.float64 if precision == torch.float64 else torch.float32
     model.to(device, dtype).to(memory_format=torch.channels_last)
     train_mode(model)
-    fetch, images = image_source(pixels, batch_size, crop, mean, std, dtype, device)
-    index = torch.arange(len(pixels), device=device)
-    whole = torch.tensor([0, 0, crop, crop], device=device).expand(len(index), 4)
+    fetch, images = image_source(pixels, batch_size, crop, mean, std, dtype, device, compiled=False)
+    index = torch.arange(len(pixels))
+    whole = torch.tensor([0, 0, crop, crop]).expand(len(index), 4)
     seen: list[torch.Tensor] = []
     hook = tail.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))  # dropout may write into it
     for batch in steps(Draws(index, whole, torch.zeros_like(index, dtype=torch.bool)), batch_size):
         fetch(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            model(images(batch))
+            model(images(Draws(*(part.to(device) for part in batch))))
     hook.remove()
     features = torch.cat(seen)
     print(f"features of {len(features)} images computed once, in {time.perf_counter() - start:.1f} s", flush=True)

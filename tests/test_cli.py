@@ -1,0 +1,57 @@
+"""How a stage ends: each kind of error as one line and its own exit code; what is a defect keeps its traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from stages.shared.cli import TransientError, run
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def main(*_: str) -> None:
+        raise error
+
+    return main
+
+
+def test_main_gets_the_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["stages.train", "finetune", "--fast"])
+    words: list[str] = []
+    run(lambda *given: words.extend(given))
+    assert words == ["finetune", "--fast"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("seed: -1 is below 0"), "error: seed: -1 is below 0"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "artifacts/x.npy"),
+            "error: artifacts/x.npy: No space left on device; make room or mend the permissions, then run again",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "artifacts"),
+            "error: artifacts: Permission denied; make room or mend the permissions, then run again",
+        ),
+        (OSError("odd"), "error: odd; make room or mend the permissions, then run again"),
+    ],
+)
+def test_bad_input_and_bad_disks_are_one_line_and_exit_1(error: Exception, message: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(failing(error))
+    assert end.value.code == message  # python prints it to stderr and exits 1
+    assert end.value.__suppress_context__
+
+
+def test_a_fault_that_may_pass_is_exit_75(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(failing(TransientError("http://h/a.zip: silent for 30 s; run download again")))
+    assert end.value.code == 75
+    assert capsys.readouterr().err == "error: http://h/a.zip: silent for 30 s; run download again\n"
+
+
+def test_a_defect_is_not_disguised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(failing(ZeroDivisionError("a defect")))

@@ -1,0 +1,122 @@
+"""The demo's copy of the checkout: what git knows of, edited params, a repository of its own; the checkout stays as it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows import demo
+from tests.experiment import git
+
+PARAMS = "seed: 0  # kept\ndataset:\n  source: http://far/a.zip\ntrain:\n  finetune:\n    epochs: 5\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "checkout"
+    (root / "stages").mkdir(parents=True)
+    for name, text in {
+        "params.yaml": PARAMS,
+        "dvc.lock": "of another experiment",
+        ".gitignore": "*.pyc\n.demo/\n",
+        "stages/a.py": "old",
+        "gone.py": "deleted before it was committed",
+    }.items():
+        (root / name).write_text(text)
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "Checkout")
+    (root / "stages" / "a.py").write_text("edited")
+    (root / "new.py").write_text("not yet added")
+    (root / "stages" / "a.pyc").write_text("ignored")
+    (root / "gone.py").unlink()
+    monkeypatch.setattr(demo, "ROOT", root)
+    monkeypatch.setattr(demo, "DEMO", root / ".demo")
+    monkeypatch.setattr(demo, "OVERRIDES", tmp_path / "demo.yaml")
+    demo.OVERRIDES.write_text("dataset.source: synthetic\ntrain.finetune.epochs: 2\n")
+    monkeypatch.chdir(root)
+    return root
+
+
+def fake_repro(*command: str) -> None:
+    """In place of the pipeline: the table that it leaves."""
+    assert command == (sys.executable, "-m", "dvc", "repro")
+    (demo.DEMO / "artifacts").mkdir(exist_ok=True)
+    (demo.DEMO / "artifacts" / "comparison.md").write_text("| recipe | 0.780 |")
+
+
+def test_the_copy_has_what_git_knows_and_edits_included(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "run", fake_repro)
+    demo.main()
+    copied = {path.relative_to(demo.DEMO).as_posix() for path in demo.DEMO.rglob("*") if path.is_file()}
+    copied = {name for name in copied if not name.startswith((".git/", "artifacts/"))}
+    assert copied == {"params.yaml", ".gitignore", "stages/a.py", "new.py"}
+    assert (demo.DEMO / "stages/a.py").read_text() == "edited"
+    printed = capsys.readouterr().out
+    assert "| recipe | 0.780 |" in printed
+    assert "report: .demo/artifacts/report.html" in printed
+    assert "consumers/predict.py --model .demo/artifacts/model.onnx" in printed
+
+
+def test_the_checkout_stays_as_it_was(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = git(checkout, "status", "--porcelain")
+    monkeypatch.setattr(demo, "run", fake_repro)
+    demo.main()
+    assert (checkout / "params.yaml").read_text() == PARAMS
+    assert git(checkout, "status", "--porcelain") == before
+
+
+def test_the_demos_params_are_set_and_comments_kept(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run", fake_repro)
+    demo.main()
+    text = (demo.DEMO / "params.yaml").read_text()
+    assert YAML(typ="safe").load(text) == {
+        "seed": 0,
+        "dataset": {"source": "synthetic"},
+        "train": {"finetune": {"epochs": 2}},
+    }
+    assert "# kept" in text
+
+
+def test_a_second_demo_updates_the_copy_and_commits_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run", fake_repro)
+    demo.main()
+    (checkout / "stages" / "a.py").write_text("edited again")
+    demo.main()
+    assert (demo.DEMO / "stages/a.py").read_text() == "edited again"
+    assert len(git(demo.DEMO, "log", "--format=%s").splitlines()) == 2
+    assert git(demo.DEMO, "show", "HEAD:stages/a.py") == "edited again"
+
+
+def test_a_stage_that_fails_ends_the_demo_with_its_code(checkout: Path) -> None:
+    demo.DEMO.mkdir()
+    with pytest.raises(SystemExit) as end:
+        demo.run(sys.executable, "-c", "raise SystemExit(7)")
+    assert end.value.code == 7
+
+
+def test_the_stages_find_the_python_that_runs_the_demo(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.DEMO.mkdir()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    look = "import pathlib, shutil; pathlib.Path('found').write_text(shutil.which('python') or '')"
+    demo.run(sys.executable, "-c", look)
+    found = (demo.DEMO / "found").read_text()
+    assert Path(found).parent == Path(sys.executable).parent
+
+
+def test_every_override_of_the_demo_is_a_param_of_the_experiment() -> None:
+    params = YAML(typ="safe").load(demo.Path(__file__).parents[1] / "params.yaml")
+    for key in YAML(typ="safe").load(demo.OVERRIDES):
+        section = params
+        for part in key.split("."):
+            section = section[part]
+
+
+def test_outside_a_repository_the_demo_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    with pytest.raises(subprocess.CalledProcessError):
+        demo.project_files()
