@@ -21,6 +21,13 @@ def test_a_project_without_a_commit_is_told_that_it_needs_one(tmp_path: Path) ->
     assert not (tmp_path / nightly.WORKSPACE).exists()
 
 
+@pytest.mark.parametrize("remote", ["nowhere", "empty.git"])
+def test_a_remote_that_has_no_commit_is_named(toy: Path, remote: str) -> None:
+    toy_project.git(toy, "init", "--quiet", "--bare", "empty.git")
+    with pytest.raises(ValueError, match=f"{remote}: no commit to run"):
+        nightly.newest(toy, remote)
+
+
 def test_a_half_made_checkout_is_made_anew(toy: Path) -> None:
     (toy / nightly.WORKSPACE).mkdir(parents=True)
     (toy / nightly.WORKSPACE / "left").write_text("by a clone that was killed")

@@ -188,6 +188,35 @@ def test_a_scheduled_run_is_an_experiment_and_leaves_the_branch_alone(server: st
     assert again.message.startswith("0 ran, 6 restored, 0 cached")
 
 
+def test_on_one_of_several_machines_it_takes_the_remotes_commit_and_pushes_its_result(
+    server: str, toy: Path, tmp_path: Path
+) -> None:
+    hub, store, elsewhere = tmp_path / "hub.git", tmp_path / "store", tmp_path / "elsewhere"
+    git(tmp_path, "clone", "--quiet", "--bare", str(toy), str(hub))
+    git(toy, "remote", "add", "hub", str(hub))
+    (toy / ".dvc/config.local").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {store}\n")
+    git(tmp_path, "clone", "--quiet", str(hub), str(elsewhere))
+    (elsewhere / "source.txt").write_text("newer")
+    git(elsewhere, "-c", "user.name=E", "-c", "user.email=e@example.invalid", "commit", "--quiet", "-am", "Newer")
+    git(elsewhere, "push", "--quiet", "origin", "main")
+    before = git(toy, "rev-parse", "HEAD")
+
+    state = run(toy, experiment="nightly", git_remote="hub")
+    assert state.is_completed(), state.message
+    name = state.message.rpartition(" ")[2]
+    assert git(toy, "rev-parse", "HEAD") == before
+    assert name in git(hub, "for-each-ref", "--format=%(refname)", "refs/exps")
+
+    (elsewhere / ".dvc/config.local").write_text((toy / ".dvc/config.local").read_text())
+    toy_project.dvc(elsewhere, "exp", "pull", "origin", name)
+    toy_project.dvc(elsewhere, "exp", "apply", name)
+    assert (elsewhere / "artifacts/second").read_text() == "secondnewer"
+
+
+def test_a_remote_without_an_experiment_is_refused(server: str, toy: Path) -> None:
+    assert "give an experiment's name too" in run(toy, git_remote="hub").message
+
+
 def test_an_experiment_of_a_few_targets_is_refused(server: str, toy: Path) -> None:
     state = run(toy, "first", experiment="nightly")
     assert state.is_failed()

@@ -47,7 +47,8 @@ def test_the_shipped_schedule_is_valid_and_prefect_yaml_says_the_same() -> None:
     schedule = load_schedule()
     deployment = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"][0]
     assert deployment["schedules"] == [{"cron": schedule.cron, "timezone": schedule.timezone}]
-    assert deployment["parameters"] == {"experiment": schedule.experiment, "timeout": schedule.timeout}
+    expected = {"experiment": schedule.experiment, "timeout": schedule.timeout, "git_remote": "origin"}
+    assert deployment["parameters"] == expected
     assert deployment["concurrency_limit"] == {"limit": schedule.concurrency, "collision_strategy": "CANCEL_NEW"}
 
 
