@@ -21,6 +21,7 @@ demo: .venv/installed  ## Run every stage on drawn images, in .demo/ (no network
 	@$(BIN)/python -m flows.demo
 
 repro: .venv/installed  ## Run the experiment in params.yaml with DVC
+	@$(BIN)/python -m flows.mend
 	$(BIN)/dvc repro
 
 flow: .venv/installed  ## Run the same stages as a Prefect flow

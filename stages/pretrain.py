@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm import tqdm
 
 from stages.shared import artifacts
@@ -52,7 +52,7 @@ def main() -> None:
         execution=params.runtime.step,
     )
     with replacing(artifacts.PRETRAIN / "weights.safetensors") as part:
-        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, part)
+        part.write_bytes(save({name: value.cpu().contiguous() for name, value in model.state_dict().items()}))
     write_json(
         artifacts.PRETRAIN / "summary.json",
         {

@@ -20,6 +20,7 @@ from prefect.tasks import Task
 
 from flows import dvc_stages
 from flows.dvc_stages import StageFailed, StageTimedOut
+from flows.mend import mend
 from flows.pipeline import local_sources, nightly, publish
 
 STATE_OF = {"cached": "Cached", "restored": "Restored", "ran": "Completed"}
@@ -61,6 +62,8 @@ def pipeline(
         with dvc_stages.claimed(project / ".cache" / ("nightly.lock" if experiment else "pipeline.lock")):
             commit = nightly.newest(project, git_remote) if git_remote else "HEAD"
             workspace = nightly.prepare(project, commit=commit) if experiment else project
+            for removed in mend(workspace):
+                get_run_logger().info("an interrupted run left %s: removed", removed)
             outcomes = _run_stages(workspace, project, targets or [], force, deadline, retry_delay)
             publish.stages([{**vars(outcome), "seconds": round(outcome.seconds, 1)} for outcome in outcomes])
             publish.results(workspace)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
 from stages.shared.checkpoint import Facts
@@ -36,11 +36,8 @@ def save_reference(
     """One safetensors file; `binding` (digests, class names) goes into its metadata with the crops' own digest."""
     metadata = {**binding, "crops_sha256": crops_digest(crops)}
     with replacing(path) as part:
-        save_file(
-            {**logits, "labels": np.ascontiguousarray(labels)},
-            part,
-            metadata={"facts": json.dumps(metadata, sort_keys=True)},
-        )
+        tensors = {**logits, "labels": np.ascontiguousarray(labels)}
+        part.write_bytes(save(tensors, metadata={"facts": json.dumps(metadata, sort_keys=True)}))
 
 
 def crops_digest(crops: np.ndarray) -> str:
