@@ -1,6 +1,10 @@
-"""The order of the tests."""
+"""The order of the tests, and a Prefect server for those that need one."""
+
+from collections.abc import Iterator
 
 import pytest
+
+from flows.settings import prefect_environment
 
 LONGEST = ("test_pipeline.py", "test_sweep.py", "test_pipeline_flow.py")
 
@@ -8,3 +12,16 @@ LONGEST = ("test_pipeline.py", "test_sweep.py", "test_pipeline_flow.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for all tests of this file; yields its address."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in prefect_environment(tmp_path_factory.mktemp("server")).items():
+            patch.setenv(name, value)
+        from prefect.settings import PREFECT_API_URL
+        from prefect.testing.utilities import prefect_test_harness
+
+        with prefect_test_harness(server_startup_timeout=180):
+            yield str(PREFECT_API_URL.value())

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,6 @@ from tests import toy_project
 from tests.toy_project import git, processes_in, wait_until
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server for all tests of this file; yields its address."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in prefect_environment(tmp_path_factory.mktemp("server")).items():
-            patch.setenv(name, value)
-        from prefect.settings import PREFECT_API_URL
-        from prefect.testing.utilities import prefect_test_harness
-
-        with prefect_test_harness(server_startup_timeout=180):
-            yield str(PREFECT_API_URL.value())
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import dvc_stages
-from flows.settings import prefect_environment
 from tests import sweep_project
 from tests.toy_project import dvc, git, processes_in, wait_until
 
@@ -32,19 +30,6 @@ points:
 x: recipe
 series: name
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server for all tests of this file; yields its address."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in prefect_environment(tmp_path_factory.mktemp("server")).items():
-            patch.setenv(name, value)
-        from prefect.settings import PREFECT_API_URL
-        from prefect.testing.utilities import prefect_test_harness
-
-        with prefect_test_harness(server_startup_timeout=180):
-            yield str(PREFECT_API_URL.value())
 
 
 @pytest.fixture
@@ -188,7 +173,7 @@ def test_a_second_sweep_of_the_same_name_is_turned_away(server: str, toy: Path) 
     assert state.name == "TurnedAway"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stopped_sweep_leaves_no_process_and_goes_on_where_it_was(
     server: str, toy: Path, notes: Path, number: signal.Signals
 ) -> None:

@@ -143,7 +143,7 @@ with process_group(torch.device("cpu")):
 """
 
 
-@pytest.mark.parametrize("num_devices", [2, 3])
+@pytest.mark.parametrize("num_devices", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_equal_one_in_float64(split, tmp_path, num_devices):
     """With batches of 9, 9 and 2 the shards are uneven, and one of three processes has no share of the last batch."""
     np.savez(tmp_path / "split.npz", pixels=split.pixels, sizes=split.sizes, labels=split.labels)
