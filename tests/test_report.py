@@ -15,6 +15,7 @@ from stages.report.__main__ import main
 from stages.report.figures import draw_confusion
 from stages.report.mistakes import most_confident_mistakes
 from stages.report.provenance import flatten, masked
+from stages.report.tables import fold_intervals
 from stages.shared import artifacts
 from stages.shared.files import write_json, write_text
 from tests.finished_experiment import write_evaluation, write_experiment
@@ -94,6 +95,16 @@ def test_report_shows_every_part_of_a_plain_experiment(plain):
     assert "published (d2l)" in plain
     assert "scratch minus finetune" in plain
     assert "train.finetune.lr" in plain
+
+
+def test_a_score_and_its_interval_are_one_cell():
+    interval, without = {"auc_low": 0.8816, "auc_high": 0.8928}, {"auc_low": None, "auc_high": None}
+    assert fold_intervals({"freeze": "bn1", "auc": 0.8872, **interval}) == {
+        "freeze": "bn1",
+        "auc": "0.887 (0.882 to 0.893)",
+    }
+    assert fold_intervals({"auc": 0.665, **without}) == {"auc": 0.665}
+    assert fold_intervals({"auc": None, **without, "too_low": 1}) == {"auc": None, "too_low": 1}
 
 
 def test_parity_and_sweeps_appear_once_their_files_are_there(plain, hostile):

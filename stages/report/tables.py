@@ -12,9 +12,21 @@ def read_table(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     content = read_json(path)
-    rows = content if isinstance(content, list) else content.get("rows", [])
+    rows = [fold_intervals(row) for row in (content if isinstance(content, list) else content.get("rows", []))]
     columns = list(dict.fromkeys(key for row in rows for key in row))  # in order of appearance
     return {"columns": columns, "rows": rows}
+
+
+def fold_intervals(row: dict[str, Any]) -> dict[str, Any]:
+    """`score`, `score_low` and `score_high` as one cell, `0.812 (0.804 to 0.819)`; one seed has no interval."""
+    folded = dict(row)
+    for name, value in row.items():
+        low_key, high_key = f"{name}_low", f"{name}_high"
+        if {low_key, high_key} <= row.keys():
+            low, high = folded.pop(low_key), folded.pop(high_key)
+            if all(isinstance(number, int | float) for number in (value, low, high)):
+                folded[name] = f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return folded
 
 
 def read_sweeps(folder: Path) -> list[dict[str, Any]]:
