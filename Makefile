@@ -33,14 +33,14 @@ serve: .venv/installed  ## Start a Prefect server and the nightly schedule
 doctor: .venv/installed  ## Say what is missing on this machine, and what to do
 	$(BIN)/python -m flows.doctor
 
-# Two files at a time, one thread each: on two cores that is faster than one file on two threads.
+# Two files at a time, one thread each: on two cores that is faster than one file on two threads. In conftest.py's order.
 test: export OMP_NUM_THREADS := 1
 test: .venv/installed  ## Run the tests
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-all: export OMP_NUM_THREADS := 1
 test-all: .venv/installed  ## Run the slow tests too, with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered --durations=20
 
 mutation: export OMP_NUM_THREADS := 1
 mutation: .venv/installed  ## Break the rules on purpose, see that a test notices (half an hour): tests/mutation.md

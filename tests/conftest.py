@@ -6,7 +6,7 @@ import pytest
 
 from flows.settings import prefect_environment
 
-LONGEST = ("test_pipeline.py", "test_sweep.py", "test_pipeline_flow.py")
+LONGEST = ("test_pipeline.py", "test_real_input.py", "test_sweep.py", "test_pipeline_flow.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

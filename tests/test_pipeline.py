@@ -85,6 +85,7 @@ def test_two_runs_of_an_experiment_give_the_same_checkpoint(project):
     dvc(project, "checkout", "--force")
 
 
+@pytest.mark.slow
 def test_a_third_recipe_is_added_by_params_alone(project):
     params = project / "params.yaml"
     before = params.read_text()
