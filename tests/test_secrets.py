@@ -25,9 +25,9 @@ from stages.download.addresses import masked as masked_by_download
 from stages.export.__main__ import provenance
 from stages.export.card import model_card
 from stages.report import __main__ as report
-from stages.report.provenance import masked as masked_by_report
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts
+from stages.shared.cli import masked as masked_text
 from stages.shared.files import write_json
 from stages.shared.params import load_params
 from tests import toy_project
@@ -85,7 +85,7 @@ def guarded_server(files: dict[str, bytes]) -> Iterator[str]:
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_what_download_and_report_show_of_an_address_has_no_secret(address: str) -> None:
-    for shown in (masked_by_download(address), masked_by_report(address)):
+    for shown in (masked_by_download(address), masked_text(address)):
         assert SECRET not in shown
         assert shown.lower().startswith(("https://", "s3://"))
 

@@ -1,10 +1,10 @@
 """Where an experiment's numbers come from: its params, and what each stage wrote down about itself."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.shared.cli import masked
 from stages.shared.files import read_json
 
 Fact = tuple[str, Any]
@@ -28,8 +28,3 @@ def flatten(values: Any, prefix: str = "") -> list[Fact]:
         is_short = len(values) <= 12 and not any(isinstance(value, Mapping | list | tuple) for value in values)
         return [(prefix, ", ".join(map(str, values)) if is_short else f"{len(values)} entries")]
     return [(prefix, masked(values) if isinstance(values, str) else values)]
-
-
-def masked(text: str) -> str:
-    """Without the user name, password and query of a URL, which may be secret."""
-    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", text))

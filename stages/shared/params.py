@@ -1,12 +1,13 @@
 """params.yaml as one frozen, typed, validated object. It stops at a stage's `main`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+from stages.shared.cli import masked
 
 # torchvision's classification architectures; a test holds the list against torchvision itself. GoogLeNet and Inception v3
 # are left out: they train auxiliary heads and normalise their own input.
@@ -171,12 +172,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
-        raise ValueError(_public(f"{path}: {error.error_count()} problem(s)\n{problems}")) from None
-
-
-def _public(text: str) -> str:
-    """Without the user, password and query of any URL in it, which may be secret."""
-    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", text))
+        raise ValueError(masked(f"{path}: {error.error_count()} problem(s)\n{problems}")) from None
 
 
 def _describe(problem: Any) -> str:
