@@ -13,6 +13,7 @@ Exit codes: 0 every image was classified, 1 some were not (each is named on stde
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -128,7 +129,8 @@ def open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:
     options.enable_mem_pattern = False  # images of all sizes: a plan for the last one's only takes memory twice
     if provider == "cuda":
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it could not find; stdout is for answers
+                onnxruntime.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(

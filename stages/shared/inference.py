@@ -85,12 +85,12 @@ def fast_predictor(
 
     @torch.inference_mode()
     def predict(pixels: np.ndarray) -> np.ndarray:
-        source = torch.from_numpy(np.array(pixels))
-        if device.type == "cuda" and source.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
-            source = source.to(device)
+        # At once where the device has the room; else, from a memory map that may be larger than memory, batch by batch.
+        at_once = device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+        size = len(pixels) if at_once else batch_size
+        blocks = (torch.from_numpy(np.array(pixels[i : i + size])).to(device) for i in range(0, len(pixels), size))
         logits = []
-        for start in range(0, len(pixels), batch_size):
-            share = source[start : start + batch_size].to(device)
+        for share in (share for block in blocks for share in block.split(batch_size)):
             batch = F.pad(share, (0, 0, 0, 0, 0, 0, 0, batch_size - len(share)))
             logits.append(run(batch)[: len(share)])
         return torch.cat(logits).cpu().numpy()
