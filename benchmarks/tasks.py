@@ -12,10 +12,10 @@ from PIL import Image
 
 from benchmarks.workload import ARCHITECTURE, MEAN, STD
 from stages.shared.dataset import TrainSplit, pack_canvas
-from stages.shared.drawing import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target
 from stages.shared.model import build_model, param_groups
 from stages.shared.reproducibility import choose_precision
 from stages.shared.training import fit
+from synthetic_images import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target
 
 Labelled = list[tuple[np.ndarray, int]]  # uint8 (height, width, 3) and its class
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 
 from stages.shared.dataset import TestSplit, TrainSplit, load_test_split, load_train_split, pack_canvas
-from stages.shared.drawing import TARGET_CLASSES, draw_target
 from stages.shared.model import build_model
 from stages.shared.transforms import resize_center_crop
+from synthetic_images import TARGET_CLASSES, draw_target
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ARCHITECTURE = "resnet18"

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from stages.shared import artifacts
 from stages.shared.cli import run
 from stages.shared.dataset import TrainSplit, pack_canvas
-from stages.shared.drawing import SOURCE_CLASSES, draw_source
 from stages.shared.files import replacing, write_json
 from stages.shared.model import build_model, param_groups
 from stages.shared.params import load_params
 from stages.shared.reproducibility import choose_device, choose_precision, describe_machine, seed_everything
 from stages.shared.training import Epoch, fit
+from synthetic_images import SOURCE_CLASSES, draw_source
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 0.0005  # of the mean loss

@@ -49,7 +49,7 @@ def write_params(folder: Path, overrides: dict[str, Any]) -> None:
 
 def make_project(folder: Path, overrides: dict[str, Any]) -> Path:
     """A git and DVC project: the checkout's code and graph, and these params; committed."""
-    for name in ("stages", "consumers", "flows", ".dvc", "artifacts"):
+    for name in ("stages", "synthetic_images", "consumers", "flows", ".dvc", "artifacts"):
         ignore = shutil.ignore_patterns(
             "__pycache__", "cache", "tmp", "dist", "node_modules", "[!.]*" if name == "artifacts" else ""
         )

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+CODE = ("stages", "synthetic_images")  # the packages that stages are made of
 # DVC already tracks what these modules carry: values (`params:`) and paths (`deps:`, `outs:`).
 CARRIERS = {Path("stages/shared/params.py"), Path("stages/shared/artifacts.py")}
 
@@ -26,7 +27,9 @@ def module_file(name: str) -> Path | None:
 
 
 def unit(path: Path) -> Path:
-    """What dvc.yaml lists: a stage's folder or a shared package as a whole, else the file itself."""
+    """What dvc.yaml lists: a stage's folder or a package as a whole, else the file itself."""
+    if path.parts[0] == "synthetic_images":
+        return Path(path.parts[0])
     depth = 3 if path.parts[:2] == ("stages", "shared") else 2
     return Path(*path.parts[:depth])
 
@@ -36,7 +39,7 @@ def sources(path: Path) -> list[Path]:
 
 
 def imported_units(start: Path) -> set[Path]:
-    """Every unit of stages/ that importing `start` executes, itself included."""
+    """Every unit of stages/ and synthetic_images/ that importing `start` executes, itself included."""
     found, todo = {start}, [start]
     while todo:
         for file in sources(todo.pop()):
@@ -47,7 +50,7 @@ def imported_units(start: Path) -> set[Path]:
                     names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
                 else:
                     continue
-                files = (module_file(name) for name in names if name.startswith("stages."))
+                files = (module_file(name) for name in names if name.split(".")[0] in CODE)
                 units = {unit(file) for file in files if file} - {Path("stages/shared"), Path("stages")}
                 todo += units - found
                 found |= units
@@ -69,7 +72,7 @@ def test_each_dvc_stage_is_one_module():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_every_module_it_imports(name):
-    listed = {Path(dep) for dep in STAGES[name]["deps"] if dep.startswith("stages/")}
+    listed = {Path(dep) for dep in STAGES[name]["deps"] if Path(dep).parts[0] in CODE}
     assert listed == imported_units(stage_unit(name)) - CARRIERS
 
 

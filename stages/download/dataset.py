@@ -15,8 +15,8 @@ from stages.download import checksum as digests
 from stages.download.addresses import is_url, masked
 from stages.download.fetch import fetch
 from stages.download.unpack import is_junk, unpack
-from stages.shared.drawing import TARGET_CLASSES, draw_target
 from stages.shared.files import file_digest
+from synthetic_images import TARGET_CLASSES, draw_target
 
 KEY = "dataset.source"
 FIRST_TEST_INDEX = 10**9  # far from train's, so that the test pictures stay when num_train changes

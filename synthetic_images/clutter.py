@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.shared.drawing import things
-from stages.shared.drawing.colors import BREAD, CREAM, CRUMB, KETCHUP, LEAF, MUSTARD, WHITE, shade
-from stages.shared.drawing.curves import bow, ellipse
-from stages.shared.drawing.pen import Pen
+from synthetic_images import things
+from synthetic_images.colors import BREAD, CREAM, CRUMB, KETCHUP, LEAF, MUSTARD, WHITE, shade
+from synthetic_images.curves import bow, ellipse
+from synthetic_images.pen import Pen
 
 
 def _fork(pen: Pen) -> None:

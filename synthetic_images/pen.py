@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageDraw
 
-from stages.shared.drawing.colors import Color, shade
-from stages.shared.drawing.curves import ellipse, rotation, tube
+from synthetic_images.colors import Color, shade
+from synthetic_images.curves import ellipse, rotation, tube
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.shared.drawing import things
-from stages.shared.drawing.colors import (
+from synthetic_images import things
+from synthetic_images.colors import (
     BLACK,
     BREAD,
     CHEESE,
@@ -19,9 +19,9 @@ from stages.shared.drawing.colors import (
     WHITE,
     shade,
 )
-from stages.shared.drawing.curves import arc, bow, ellipse, wobbly, zigzag
-from stages.shared.drawing.hotdogs import open_bun, sausage, toppings
-from stages.shared.drawing.pen import Pen
+from synthetic_images.curves import arc, bow, ellipse, wobbly, zigzag
+from synthetic_images.hotdogs import open_bun, sausage, toppings
+from synthetic_images.pen import Pen
 
 
 def empty_bun(pen: Pen) -> None:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from stages.shared.drawing.colors import BREAD, CREAM, KETCHUP, LEAF, MEAT, MUSTARD, WHITE, Color, shade
-from stages.shared.drawing.curves import bow, ellipse, wobbly
-from stages.shared.drawing.pen import Pen
+from synthetic_images.colors import BREAD, CREAM, KETCHUP, LEAF, MEAT, MUSTARD, WHITE, Color, shade
+from synthetic_images.curves import bow, ellipse, wobbly
+from synthetic_images.pen import Pen
 
 
 def lay_table(pen: Pen) -> None:

@@ -1,4 +1,4 @@
-"""Two drawn image sets, made from nothing but a seed: hot dog or not, and a source task of other things.
+"""Two drawn image sets for the demo and the tests, made from nothing but a seed: hot dog or not, and a source task.
 
 They let the whole pipeline run with no network, and transfer for real: both tasks share kitchens, light and
 cameras, and the source task teaches shapes that the target task's 400 images are too few to teach.
@@ -15,11 +15,11 @@ from zlib import crc32
 
 import numpy as np
 
-from stages.shared.drawing import things
-from stages.shared.drawing.hotdogs import HOTDOGS
-from stages.shared.drawing.lookalikes import LOOKALIKES
-from stages.shared.drawing.pen import Pen
-from stages.shared.drawing.scenes import picture
+from synthetic_images import things
+from synthetic_images.hotdogs import HOTDOGS
+from synthetic_images.lookalikes import LOOKALIKES
+from synthetic_images.pen import Pen
+from synthetic_images.scenes import picture
 
 TARGET_CLASSES: tuple[str, ...] = ("hotdog", "not-hotdog")
 SOURCE_CLASSES: tuple[str, ...] = tuple(sorted(things.THINGS))

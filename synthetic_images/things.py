@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.shared.drawing.colors import (
+from synthetic_images.colors import (
     BLACK,
     BREAD,
     CHEESE,
@@ -19,8 +19,8 @@ from stages.shared.drawing.colors import (
     WHITE,
     shade,
 )
-from stages.shared.drawing.curves import arc, bow, ellipse, wobbly, zigzag
-from stages.shared.drawing.pen import Pen
+from synthetic_images.curves import arc, bow, ellipse, wobbly, zigzag
+from synthetic_images.pen import Pen
 
 
 def hotdog(pen: Pen) -> None:

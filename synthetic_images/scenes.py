@@ -6,10 +6,10 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from stages.shared.drawing.clutter import CLUTTER
-from stages.shared.drawing.curves import rotation
-from stages.shared.drawing.pen import Pen
-from stages.shared.drawing.tables import lay_table
+from synthetic_images.clutter import CLUTTER
+from synthetic_images.curves import rotation
+from synthetic_images.pen import Pen
+from synthetic_images.tables import lay_table
 
 SUPERSAMPLING = 2
 CLUTTER_SIZE = (0.12, 0.32)  # of half the picture

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.shared.drawing.colors import BREAD, CHEESE, CREAM, CRUMB, KETCHUP, LEAF, MEAT, MUSTARD, WHITE, shade
-from stages.shared.drawing.curves import bow, ellipse, wobbly, zigzag
-from stages.shared.drawing.pen import Pen
+from synthetic_images.colors import BREAD, CHEESE, CREAM, CRUMB, KETCHUP, LEAF, MEAT, MUSTARD, WHITE, shade
+from synthetic_images.curves import bow, ellipse, wobbly, zigzag
+from synthetic_images.pen import Pen
 
 
 def from_above(pen: Pen) -> None:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.shared.drawing import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target
-from stages.shared.drawing.curves import bow, normals, tube, zigzag
-from stages.shared.drawing.hotdogs import HOTDOGS
-from stages.shared.drawing.lookalikes import LOOKALIKES
-from stages.shared.drawing.scenes import picture
+from synthetic_images import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target
+from synthetic_images.curves import bow, normals, tube, zigzag
+from synthetic_images.hotdogs import HOTDOGS
+from synthetic_images.lookalikes import LOOKALIKES
+from synthetic_images.scenes import picture
 
 SETS = [(draw_target, TARGET_CLASSES), (draw_source, SOURCE_CLASSES)]
 EVERY_CLASS = [pytest.param(draw, name, id=f"{draw.__name__}-{name}") for draw, names in SETS for name in names]
