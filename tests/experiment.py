@@ -54,7 +54,7 @@ def make_project(folder: Path, overrides: dict[str, Any]) -> Path:
             "__pycache__", "cache", "tmp", "dist", "node_modules", "[!.]*" if name == "artifacts" else ""
         )
         shutil.copytree(ROOT / name, folder / name, ignore=ignore, dirs_exist_ok=True)
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "masking.py", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     write_params(folder, overrides)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Tiny"]):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from masking import masked
 from stages.compare.__main__ import main as compare
 from stages.report.__main__ import main
 from stages.report.figures import draw_confusion
@@ -17,7 +18,6 @@ from stages.report.mistakes import most_confident_mistakes
 from stages.report.provenance import flatten
 from stages.report.tables import fold_intervals
 from stages.shared import artifacts
-from stages.shared.cli import masked
 from stages.shared.files import write_json, write_text
 from tests.finished_experiment import write_evaluation, write_experiment
 

@@ -5,6 +5,8 @@ import hashlib
 import re
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from masking import masked
+
 
 def is_url(source: str) -> bool:
     """`scheme://…`; anything else is a path or a name."""
@@ -31,22 +33,6 @@ def checked(url: str, *, key: str) -> str:
     userinfo = parts.netloc.rpartition("@")[0]
     path, query = (quote(text, safe="/%:=&?~#+!$,;'@()*[]") for text in (parts.path or "/", parts.query))
     return urlunsplit((parts.scheme.lower(), f"{userinfo}@{netloc}" if userinfo else netloc, path, query, ""))
-
-
-def masked(url: str) -> str:
-    """`url` for logs, errors and artifacts: user name, password and all values of the query become `***`."""
-    if not is_url(url):
-        return url
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises where what follows the colon is none: a piece of a password, perhaps
-    except ValueError:
-        return f"{url.partition('://')[0]}://***"
-    userinfo, _, host = parts.netloc.rpartition("@")
-    query = "&".join(
-        f"{pair.partition('=')[0]}=***" if "=" in pair else "***" for pair in parts.query.split("&") if pair
-    )
-    return urlunsplit((parts.scheme, f"***@{host}" if userinfo else host, parts.path, query, ""))
 
 
 def basename(url: str) -> str:

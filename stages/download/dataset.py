@@ -11,8 +11,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from masking import masked
 from stages.download import checksum as digests
-from stages.download.addresses import is_url, masked
+from stages.download.addresses import is_url
 from stages.download.fetch import fetch
 from stages.download.unpack import is_junk, unpack
 from stages.shared.files import file_digest

@@ -3,8 +3,9 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from masking import masked
 from stages.download import checksum as digests
-from stages.download.addresses import basename, checked, fingerprint, masked, mirrored
+from stages.download.addresses import basename, checked, fingerprint, mirrored
 from stages.download.request import USUAL, Patience
 from stages.download.transfer import forget, transfer
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from stages.download.addresses import masked, request_parts
+from masking import masked
+from stages.download.addresses import request_parts
 from stages.shared.cli import TransientError
 
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)

@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.download.addresses import fingerprint, masked
+from masking import masked
+from stages.download.addresses import fingerprint
 from stages.download.request import Patience, open_url
 from stages.shared.cli import TransientError
 from stages.shared.files import naming, read_json, write_json

@@ -9,8 +9,9 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save
 
+from masking import masked
 from stages.download import checksum as digests
-from stages.download.addresses import is_url, masked
+from stages.download.addresses import is_url
 from stages.download.fetch import fetch
 from stages.shared.files import file_digest, replacing
 

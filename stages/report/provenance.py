@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.shared.cli import masked
+from masking import masked
 from stages.shared.files import read_json
 
 Fact = tuple[str, Any]

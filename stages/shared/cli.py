@@ -1,18 +1,12 @@
 """How a stage ends: bad input is one line on stderr and exit 1; a fault worth retrying is exit 75."""
 
 import os
-import re
 import sys
 from collections.abc import Callable
 
 
 class TransientError(Exception):
     """A fault that may be gone on the next try (the network); flows retry a stage only for this."""
-
-
-def masked(text: str) -> str:
-    """`text` for people, without the user, password and query of any URL in it, which may be secret."""
-    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", text))
 
 
 def run(main: Callable[..., None]) -> None:

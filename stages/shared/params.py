@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.shared.cli import masked
+from masking import masked
 
 # torchvision's classification architectures; a test holds the list against torchvision itself. GoogLeNet and Inception v3
 # are left out: they train auxiliary heads and normalise their own input.
