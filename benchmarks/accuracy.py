@@ -26,7 +26,7 @@ from stages.shared.files import write_json
 from stages.shared.inference import predict_logits
 from stages.shared.model import build_model, load_source
 from stages.shared.reproducibility import choose_device, choose_precision, describe_machine
-from stages.shared.transforms import resize_center_crop
+from stages.shared.transforms import Transform, resize_center_crop
 
 # Student's t, two-sided 95 %, by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -92,7 +92,7 @@ def run_ours(task: Task, seed: int, device: torch.device) -> float:
     chosen = torch.arange(len(split))
     fit_recipe(model, split, chosen, **settings, device=device, seed=seed, name=f"ours, seed {seed}")
     tests = np.stack([resize_center_crop(image, task.resize, task.crop) for image, _ in task.test])
-    logits = predict_logits(model, tests, mean=MEAN, std=STD, device=device)
+    logits = predict_logits(model, tests, Transform(task.resize, task.crop, MEAN, STD), device=device)
     return float((logits.argmax(1) == labels_of(task.test)).mean())
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.timing import interleave, ratio
 from benchmarks.workload import MEAN, STD, Size, Workload, make_model
 from stages.shared.inference import agreement, fast_predictor, predict_logits
-from stages.shared.transforms import normalize
+from stages.shared.transforms import Transform, normalize
 
 Row = dict[str, Any]
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -22,7 +22,8 @@ OPSET = 18
 def measure_evaluation(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> dict[str, Row]:
     """Images per second over the test split, pixels in and logits out, and how far the fast way's logits are off."""
     model, pixels = trained_model(work, size, device), work.test.pixels
-    settings: dict[str, Any] = {"mean": MEAN, "std": STD, "device": device, "batch_size": size.batch_size}
+    transform = Transform(size.resize, size.crop, MEAN, STD)
+    settings: dict[str, Any] = {"transform": transform, "device": device, "batch_size": size.batch_size}
     fast = fast_predictor(model, **settings, precision=precision, compiled=size.compiled)
     stage = partial(predict_logits, copy.deepcopy(model), **settings)
     eager = partial(predict_eagerly, model, batch_size=size.batch_size, device=device)

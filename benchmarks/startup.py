@@ -22,6 +22,7 @@ from benchmarks.workload import MEAN, STD, Size, chosen_images, make_model
 from stages.shared.dataset import load_test_split, load_train_split
 from stages.shared.files import read_json, write_json
 from stages.shared.inference import predict_logits
+from stages.shared.transforms import Transform
 
 EPOCHS = 5
 PARTS = ("import", "load", "capture", "train", "evaluate", "exit")
@@ -56,7 +57,7 @@ def main(folder: str, images: str, crop: str, batch_size: str, device_name: str,
     settings = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
     history = fit_recipe(model, train, chosen, **settings, device=device, name="startup")
     trained = time.monotonic()
-    logits = predict_logits(model, test.pixels, mean=MEAN, std=STD, device=device)
+    logits = predict_logits(model, test.pixels, Transform(side, side, MEAN, STD), device=device)
     accuracy = float((logits.argmax(1) == np.asarray(test.labels)).mean())
     evaluated = time.monotonic()
     # What the first epoch takes beyond a usual one is preparation: the pixels' copy, compiling, capturing.

@@ -31,13 +31,13 @@ def main() -> None:
     if not params.zero_shot:
         write_json(artifacts.ZERO_SHOT, {"measured": False, "reason": "zero_shot names no class of the source model"})
         return
-    class_names, split = load_manifest(artifacts.MANIFEST).class_names, load_test_split(artifacts.TEST_SPLIT)
+    manifest, split = load_manifest(artifacts.MANIFEST), load_test_split(artifacts.TEST_SPLIT)
     model, num_classes = load_source_model(
-        params.model.architecture, params.preprocess.crop, artifacts.source_weights(params.model.weights)
+        params.model.architecture, manifest.transform.crop, artifacts.source_weights(params.model.weights)
     )
-    sources = choose_sources(params.zero_shot, class_names, num_classes)
+    sources = choose_sources(params.zero_shot, manifest.class_names, num_classes)
     device = choose_device(params.runtime.device)
-    logits = predict_logits(model, split.pixels, mean=params.preprocess.mean, std=params.preprocess.std, device=device)
+    logits = predict_logits(model, split.pixels, manifest.transform, device=device)
     metrics = measure(logits, np.asarray(split.labels), sources)
     write_json(artifacts.ZERO_SHOT, {"measured": True, **metrics, "device": describe_machine(device)["device"]})
     print(

@@ -22,7 +22,7 @@ from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
 from stages.shared.dataset import load_manifest, load_test_split
 from stages.shared.model import build_model
-from stages.shared.transforms import normalize
+from stages.shared.transforms import Transform, normalize
 from tests.experiment import write_params
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def write_checkpoint() -> None:
     test, manifest = load_test_split(artifacts.TEST_SPLIT), load_manifest(artifacts.MANIFEST)
     images = normalize(torch.from_numpy(np.array(test.pixels)).permute(0, 3, 1, 2), MEAN, STD, torch.float32)
     model = fitted_model(ARCHITECTURE, images, torch.from_numpy(np.array(test.labels)))
-    facts = Facts(ARCHITECTURE, CLASSES, RESIZE, CROP, MEAN, STD, "finetune", 0, None, manifest.digest)
+    facts = Facts(ARCHITECTURE, CLASSES, Transform(RESIZE, CROP, MEAN, STD), "finetune", 0, None, manifest.digest)
     save_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors", model, facts)
 
 

@@ -12,6 +12,7 @@ from stages.shared import artifacts
 from stages.shared.dataset import Entry, Manifest, load_manifest, save_manifest
 from stages.shared.files import write_json, write_text
 from stages.shared.metrics import softmax
+from stages.shared.transforms import Transform
 from tests.experiment import write_params
 
 
@@ -26,7 +27,8 @@ def write_split(class_names: Sequence[str], num_images: int, *, file_name: str =
         Entry(f"test/{class_names[label]}/{file_name.format(i)}", int(label), "0" * 64)
         for i, label in enumerate(labels)
     ]
-    facts = {"digest": "d" * 64, "resize": 32, "crop": 32, "max_side": 32, "side": 32}
+    transform = Transform(32, 32, (0.5,) * 3, (0.5,) * 3)
+    facts = {"digest": "d" * 64, "transform": transform, "max_side": 32, "side": 32}
     save_manifest(artifacts.MANIFEST, Manifest(class_names=tuple(class_names), train=(), test=tuple(entries), **facts))
     return labels
 

@@ -14,6 +14,7 @@ from stages.check_parity.judge import (
 )
 from stages.check_parity.subjects import Subjects
 from stages.shared.checkpoint import Facts
+from stages.shared.transforms import Transform
 
 INFINITE = Distance(float("inf"), float("inf"), 2, float("inf"))
 
@@ -30,10 +31,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
 FACTS = Facts(
     architecture="squeezenet1_1",
     class_names=("a", "b"),
-    resize=6,
-    crop=4,
-    mean=MEAN,
-    std=STD,
+    transform=Transform(6, 4, MEAN, STD),
     recipe="finetune",
     seed=0,
     source_digest=None,

@@ -12,8 +12,11 @@ from torch import nn
 
 from stages.shared.checkpoint import Facts, digest, load_checkpoint, save_checkpoint
 from stages.shared.model import build_model
+from stages.shared.transforms import Transform
 
-FACTS = Facts("squeezenet1_1", ("a", "b", "c"), 72, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "finetune", 0, None, "d" * 64)
+FACTS = Facts(
+    "squeezenet1_1", ("a", "b", "c"), Transform(72, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)), "finetune", 0, None, "d" * 64
+)
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def test_facts_are_written_by_name_in_alphabetical_order(saved):
     assert list(written) == ["facts"]
     facts = json.loads(written["facts"])
     assert list(facts) == sorted(asdict(FACTS))
-    assert (facts["mean"], facts["source_digest"]) == ([0.5, 0.4, 0.3], None)
+    assert (facts["transform"]["mean"], facts["source_digest"]) == ([0.5, 0.4, 0.3], None)
 
 
 def test_every_tensor_is_kept_as_it_is(saved):
@@ -100,14 +103,14 @@ def test_a_model_in_another_memory_layout_is_saved_alike(saved, tmp_path):
 
 def test_loaded_facts_hold_tuples_and_the_model_the_size_they_say(saved):
     model, facts = load_checkpoint(saved[0])
-    assert (type(facts.class_names), type(facts.mean), type(facts.std)) == (tuple, tuple, tuple)
-    assert model(torch.zeros(1, 3, facts.crop, facts.crop)).shape == (1, 3)
+    assert (type(facts.class_names), type(facts.transform.mean), type(facts.transform.std)) == (tuple, tuple, tuple)
+    assert model(torch.zeros(1, 3, facts.transform.crop, facts.transform.crop)).shape == (1, 3)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
 def test_a_models_own_input_size_is_the_crop(tmp_path):
     """A vision transformer's position embeddings depend on it: 48 pixels are 9 patches and the class token."""
-    facts = replace(FACTS, architecture="vit_b_16", resize=56, crop=48)
+    facts = replace(FACTS, architecture="vit_b_16", transform=replace(FACTS.transform, resize=56, crop=48))
     with torch.device("meta"):
         names = build_model("vit_b_16", 3, 48).state_dict()
     path = tmp_path / "checkpoint.safetensors"

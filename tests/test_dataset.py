@@ -18,12 +18,12 @@ from stages.shared.dataset import (
     pack_canvas,
     save_manifest,
 )
+from stages.shared.transforms import Transform
 
 MANIFEST = Manifest(
     class_names=("hotdog", "not-hotdog"),
     digest="0" * 64,
-    resize=32,
-    crop=24,
+    transform=Transform(32, 24, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
     max_side=64,
     side=8,
     train=(Entry("train/hotdog/ä.png", 0, "1" * 64), Entry("train/not-hotdog/b.png", 1, "2" * 64)),

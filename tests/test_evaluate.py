@@ -12,6 +12,7 @@ from stages.evaluate.__main__ import check_finite, main
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
 from stages.shared.model import build_model
+from stages.shared.transforms import Transform
 from tests.experiment import write_params
 from tests.finished_experiment import write_split
 
@@ -26,17 +27,15 @@ def working_folder(tmp_path, monkeypatch):
 
 def save_model(class_names=CLASSES) -> None:
     torch.manual_seed(0)
-    architecture, normalization = "shufflenet_v2_x0_5", {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    architecture = "shufflenet_v2_x0_5"
     facts = Facts(
         architecture=architecture,
         class_names=tuple(class_names),
-        resize=32,
-        crop=32,
+        transform=Transform(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         recipe="finetune",
         seed=0,
         source_digest=None,
         data_digest="d" * 64,
-        **normalization,
     )
     save_checkpoint(
         artifacts.train_dir("finetune") / "checkpoint.safetensors",

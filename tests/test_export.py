@@ -24,6 +24,7 @@ from stages.shared.checkpoint import Facts, load_checkpoint
 from stages.shared.dataset import TrainSplit, load_test_split
 from stages.shared.files import file_digest, read_json, write_json, write_text
 from stages.shared.model import build_model
+from stages.shared.transforms import Transform
 from tests.exported_project import CLASSES, CROP, MEAN, RESIZE, ROOT, STD, exported_project
 
 EXPORT = Path("artifacts/export")
@@ -236,7 +237,7 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
     header = "path,label,prediction,p_hotdog,p_not-hotdog,correct"
     rows = ["a|b.png,hotdog,not-hotdog,0.1,0.9,0", "c.png,hotdog,hotdog,0.8,0.2,1"]
     write_text(tmp_path / "predictions.csv", "\n".join([header, *rows]) + "\n")
-    facts = Facts("resnet18", CLASSES, RESIZE, CROP, MEAN, STD, "finetune", 0, None, "d" * 64)
+    facts = Facts("resnet18", CLASSES, Transform(RESIZE, CROP, MEAN, STD), "finetune", 0, None, "d" * 64)
     weights = {"init": "pretrained", "source": {"kind": "torchvision", "source": "IMAGENET1K_V1"}}
     sidecar = {"data": {"source": {"source": "hotdog.zip"}}, "weights": weights}
     card = model_card(facts, sidecar, [], num_train=8, num_test=4, evaluation=tmp_path)

@@ -15,8 +15,9 @@ from stages.export import provenance, variants
 from stages.export.core import export_core
 from stages.export.variants import ship_variants
 from stages.shared.checkpoint import Facts
+from stages.shared.transforms import Transform
 
-FACTS = Facts("resnet18", ("a", "b"), 8, 8, (0.5,) * 3, (0.5,) * 3, "finetune", 0, None, "d" * 64)
+FACTS = Facts("resnet18", ("a", "b"), Transform(8, 8, (0.5,) * 3, (0.5,) * 3), "finetune", 0, None, "d" * 64)
 
 
 def core_with_opset(opset: int) -> onnx.ModelProto:

@@ -6,8 +6,10 @@ import torch
 
 from stages.shared.inference import agreement, fast_predictor, fold_batch_norms, predict_logits
 from stages.shared.model import build_model
+from stages.shared.transforms import Transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRANSFORM = Transform(72, 64, MEAN, STD)
 CPU = torch.device("cpu")
 CROP = 64
 
@@ -33,7 +35,7 @@ def pixels() -> np.ndarray:
 
 
 def exact(model: torch.nn.Module, pixels: np.ndarray, **changed) -> np.ndarray:
-    return predict_logits(model, pixels, **({"mean": MEAN, "std": STD, "device": CPU} | changed))
+    return predict_logits(model, pixels, TRANSFORM, **({"device": CPU} | changed))
 
 
 def test_logits_are_the_models_on_normalised_images(model, pixels):
@@ -76,7 +78,7 @@ def test_folding_leaves_the_model_as_it_is(model):
 @pytest.mark.parametrize(("precision", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 0.03)])
 def test_the_fast_way_is_the_exact_way_within_its_precision(model, pixels, precision, limit):
     """7 images in batches of 4: the padding of the last batch is left out."""
-    predict = fast_predictor(model, mean=MEAN, std=STD, device=CPU, batch_size=4, precision=precision, compiled=False)
+    predict = fast_predictor(model, TRANSFORM, device=CPU, batch_size=4, precision=precision, compiled=False)
     logits = predict(pixels)
     assert logits.shape == (7, 3)
     assert agreement(logits, exact(model, pixels))[1] < limit
@@ -84,7 +86,7 @@ def test_the_fast_way_is_the_exact_way_within_its_precision(model, pixels, preci
 
 @pytest.mark.slow
 def test_compiling_changes_nothing_but_the_speed(model, pixels):
-    predict = fast_predictor(model, mean=MEAN, std=STD, device=CPU, batch_size=4)
+    predict = fast_predictor(model, TRANSFORM, device=CPU, batch_size=4)
     same, difference = agreement(predict(pixels), exact(model, pixels))
     assert same == 1
     assert difference < 0.03
@@ -94,9 +96,7 @@ def test_compiling_changes_nothing_but_the_speed(model, pixels):
 def test_every_kind_of_architecture_has_a_fast_way(architecture, pixels):
     torch.manual_seed(0)
     model = build_model(architecture, 2, CROP).eval()
-    predict = fast_predictor(
-        model, mean=MEAN, std=STD, device=CPU, batch_size=4, precision=torch.float32, compiled=False
-    )
+    predict = fast_predictor(model, TRANSFORM, device=CPU, batch_size=4, precision=torch.float32, compiled=False)
     assert agreement(predict(pixels), exact(model, pixels))[1] < 1e-4
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from onnx import ModelProto
 
 from stages.check_parity.contract import metadata_problems, read_whole, transform_problems
-from stages.shared.checkpoint import Facts
 from stages.shared.files import file_digest
 from tests.parity_models import DESCRIPTION, FACTS, NAMES_MATTER, WEIGHTS, constant, core_model, whole_model
 
@@ -189,7 +189,7 @@ def test_normalisation_may_be_off_by_the_rounding_of_float32_and_no_more() -> No
 
 def test_one_number_for_all_channels_is_not_three() -> None:
     """It would broadcast, in the comparison as in the graph; export writes three."""
-    grey = Facts(**{**FACTS.__dict__, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)})
+    grey = replace(FACTS, transform=replace(FACTS.transform, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))
     assert transform_problems(whole_model(mean=(0.5,), std=(0.2,)), grey) == [
         "mean in the graph is [0.5], the checkpoint's is [0.5, 0.5, 0.5]",
         "std in the graph is [0.2], the checkpoint's is [0.2, 0.2, 0.2]",

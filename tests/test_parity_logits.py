@@ -19,7 +19,8 @@ from stages.check_parity.judge import (
     Row,
 )
 from stages.check_parity.logits import CORE, HALF, INT8, core_of, cpu_rows, cuda_rows, torch_rows
-from tests.parity_models import CLAIM, LIMITS, MEAN, STD, core_model, subjects, whole_model
+from stages.shared.transforms import Transform
+from tests.parity_models import CLAIM, LIMITS, core_model, subjects, whole_model
 
 
 def by_check(rows: list[Row]) -> dict[str, Row]:
@@ -261,12 +262,12 @@ def _tf32_is_on() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_tf32_is_on")
-def test_torch_on_cuda_is_judged_without_tf32_and_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_on_cuda_is_judged_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     given_subjects, seen = subjects(), []
 
-    def predict(model: torch.nn.Module, pixels: np.ndarray, **how: Any) -> np.ndarray:
+    def predict(model: torch.nn.Module, pixels: np.ndarray, transform: Transform, **how: Any) -> np.ndarray:
         rounding = (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
-        seen.append((how["device"].type, rounding, how["batch_size"], how["mean"], how["std"]))
+        seen.append((how["device"].type, rounding, how["batch_size"], transform))
         assert model is given_subjects.model
         assert pixels is given_subjects.crops
         return given_subjects.float32
@@ -279,9 +280,9 @@ def test_torch_on_cuda_is_judged_without_tf32_and_brought_back(monkeypatch: pyte
     assert [row.verdict for row in rows] == [PASSED, PASSED]
     assert [row.claim.runtime for row in rows] == ["torch CPU", "torch CUDA"]
     assert [row.limit for row in rows] == [LIMITS["fp32"]] * 2
-    assert seen[1] == ("cuda", ("ieee", "ieee"), 32, MEAN, STD)
+    assert seen[1] == ("cuda", ("ieee", "ieee"), 32, given_subjects.facts.transform)
     assert seen[0][0] == "cpu"
-    assert moves == ["cpu"]
+    assert moves == []
 
 
 @pytest.mark.usefixtures("_tf32_is_on")

@@ -29,6 +29,7 @@ from stages.shared import artifacts
 from stages.shared.checkpoint import Facts
 from stages.shared.files import write_json
 from stages.shared.params import load_params
+from stages.shared.transforms import Transform
 from tests import toy_project
 from tests.experiment import TINY, environment, make_project, write_params
 from tests.exported_project import write_photos
@@ -159,7 +160,7 @@ def test_export_json_and_the_model_card_have_no_secret(
         path.write_bytes(b"exported")
     for folder in (artifacts.SOURCE_DATASET, artifacts.SOURCE_MODEL):
         write_json(folder / "source.json", {"kind": "url", "source": masked(address)})
-    facts = Facts("resnet18", ("a", "b"), 256, 224, (0.5,) * 3, (0.5,) * 3, "finetune", 0, None, "d" * 64)
+    facts = Facts("resnet18", ("a", "b"), Transform(256, 224, (0.5,) * 3, (0.5,) * 3), "finetune", 0, None, "d" * 64)
     variants = [{"file": "model.onnx", "accuracy": 1.0, "accuracy_drop": 0.0, "error": 0.0, "shipped": True}]
     sidecar = provenance(load_params(), facts, {"weights_digest": "e" * 64}, variants)
     card = model_card(facts, sidecar, variants, num_train=1, num_test=1, evaluation=artifacts.evaluate_dir("finetune"))

@@ -94,7 +94,7 @@ def _normalisation_problems(constants: Mapping[str, np.ndarray], facts: Facts) -
         std = 1 / (255 * constants["normalize_scale"].astype(np.float64).ravel())
         mean = -constants["normalize_shift"].astype(np.float64).ravel() * std
     problems = []
-    for name, found, expected in (("mean", mean, facts.mean), ("std", std, facts.std)):
+    for name, found, expected in (("mean", mean, facts.transform.mean), ("std", std, facts.transform.std)):
         if found.shape != (3,) or not np.allclose(found, expected, atol=1e-5):
             problems.append(
                 f"{name} in the graph is {np.round(found, 4).tolist()}, the checkpoint's is {list(expected)}"
@@ -109,9 +109,9 @@ def _resize_problems(node: NodeProto, constants: Mapping[str, np.ndarray], facts
         value = found.get(name, RESIZE_DEFAULTS[name])
         if value != expected:
             problems.append(f"resize has {name}={_text(value)}, expected {_text(expected)}: {MEANING[name]}")
-    if constants["resize_size"].tolist() != [facts.resize, facts.resize]:
+    if constants["resize_size"].tolist() != [facts.transform.resize, facts.transform.resize]:
         problems.append(
-            f"resize to {constants['resize_size'].tolist()}, the checkpoint's is {[facts.resize, facts.resize]}"
+            f"resize to {constants['resize_size'].tolist()}, the checkpoint's is {[facts.transform.resize, facts.transform.resize]}"
         )
     return problems
 

@@ -49,9 +49,9 @@ def _transform_rows(claim: Claim, model: ModelProto, subjects: Subjects, provide
     graph = _up_to_pixels(model)
     cpu = sessions.cpu_session(graph)
     session = cpu if provider == "cpu" else sessions.cuda_session(graph, tf32=False)
-    resize, worst, unequal = subjects.facts.resize, 0, 0
+    resize, worst, unequal = subjects.facts.transform.resize, 0, 0
     for image in sample_images():
-        for name, crop in ((RESIZED, resize), (PIXELS, subjects.facts.crop)):
+        for name, crop in ((RESIZED, resize), (PIXELS, subjects.facts.transform.crop)):
             found, expected = _pixels(session, name, image), resize_center_crop(_on_white(image), resize, crop)
             worst = max(worst, int(np.abs(found.astype(int) - expected).max()))
             unequal += int((found != _pixels(cpu, name, image)).sum())

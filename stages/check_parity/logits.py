@@ -35,7 +35,6 @@ def torch_rows(subjects: Subjects, limits: Limits) -> list[Row]:
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     rows += attempt(on_cuda, partial(_torch_rows, on_cuda, subjects, "cuda", limits["fp32"]))
-    subjects.model.to("cpu")
     return rows
 
 
@@ -119,9 +118,8 @@ def _repeat_row(claim: Claim, logits: np.ndarray, again: np.ndarray, limit: floa
 
 
 def _torch_rows(claim: Claim, subjects: Subjects, device: str, limit: float) -> list[Row]:
-    mean, std = subjects.facts.mean, subjects.facts.std
     logits = predict_logits(
-        subjects.model, subjects.crops, device=torch.device(device), batch_size=BATCH, mean=mean, std=std
+        subjects.model, subjects.crops, subjects.facts.transform, device=torch.device(device), batch_size=BATCH
     )
     stored = distance(subjects.float32, subjects.float64).error
     return [judge(claim, distance(logits, subjects.float64), limit, torch_error=stored, torch_limit=limit)]

@@ -55,7 +55,7 @@ def load_subjects(recipe: str) -> Subjects:
 
 def _normalized(crops: np.ndarray, facts: Facts) -> np.ndarray:
     pixels = torch.from_numpy(np.array(crops)).permute(0, 3, 1, 2)
-    return normalize(pixels, facts.mean, facts.std, torch.float32).contiguous().numpy()
+    return normalize(pixels, facts.transform.mean, facts.transform.std, torch.float32).contiguous().numpy()
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

@@ -69,12 +69,12 @@ def predict(
 
     Raises ValueError where the fast way's logits on the first images are not the exact way's within bfloat16's error.
     """
-    exact = partial(predict_logits, model, mean=facts.mean, std=facts.std, device=device)
+    exact = partial(predict_logits, model, transform=facts.transform, device=device)
     if execution == "exact":
         return exact(pixels), {"execution": execution, "precision": "float32"}
     precision = choose_precision("auto", device)
     fast = fast_predictor(
-        model, mean=facts.mean, std=facts.std, device=device, batch_size=min(BATCH, len(pixels)), precision=precision
+        model, facts.transform, device=device, batch_size=min(BATCH, len(pixels)), precision=precision
     )
     logits, checked = fast(pixels), pixels[:BATCH]
     same, difference = agreement(logits[:BATCH], exact(checked))

@@ -9,6 +9,7 @@ artifacts/export/export.json, MODEL_CARD.md
 """
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,13 @@ def main() -> None:
     check_same_data(str(checkpoint), facts, manifest)
     metadata = describe(facts, digest(model))
 
-    core = export_core(model, facts.crop, params.export.opset)
+    core = export_core(model, facts.transform.crop, params.export.opset)
     check_and_save(artifacts.EXPORT / "core.onnx", core, metadata)
-    check_and_save(artifacts.MODEL, deployable(core, facts.resize, facts.crop, facts.mean, facts.std), metadata)
+    check_and_save(
+        artifacts.MODEL,
+        deployable(core, facts.transform.resize, facts.transform.crop, facts.transform.mean, facts.transform.std),
+        metadata,
+    )
     print(f"{artifacts.MODEL}: {artifacts.MODEL.stat().st_size / 1e6:.1f} MB, opset {params.export.opset}", flush=True)
 
     logits = compute_reference(model, test.pixels, facts)
@@ -53,7 +58,7 @@ def main() -> None:
         core,
         facts,
         metadata,
-        calibration=calibration_crops(train, facts.resize, facts.crop),
+        calibration=calibration_crops(train, facts.transform.resize, facts.transform.crop),
         crops=test.pixels,
         labels=test.labels,
         reference=logits["float64"],
@@ -96,9 +101,7 @@ def describe(facts: Facts, weights_digest: str) -> dict[str, str]:
         "architecture": facts.architecture,
         "class_names": json.dumps(facts.class_names, ensure_ascii=False),
         "input": "uint8 [batch, height, width, 3 or 4], sRGB, upright, any size; a fourth channel is alpha, laid on white",
-        "test_transform": json.dumps(
-            {"resize": facts.resize, "crop": facts.crop, "mean": facts.mean, "std": facts.std}, sort_keys=True
-        ),
+        "test_transform": json.dumps(asdict(facts.transform), sort_keys=True),
         "output": "float32 [batch, classes], probabilities in the order of class_names",
         "weights_digest": weights_digest,
         "data_digest": facts.data_digest,

@@ -49,7 +49,7 @@ def _purpose(facts: Facts) -> str:
 
 Sorts photos into {len(facts.class_names)} classes: {", ".join(facts.class_names)}. `model.onnx` takes uint8 images
 `[batch, height, width, 3 or 4]` (sRGB, upright, any size) and returns float32 probabilities `[batch, {len(facts.class_names)}]`
-in that order. It resizes to {facts.resize} x {facts.resize} px, cuts the central {facts.crop} x {facts.crop} px and normalises by itself.
+in that order. It resizes to {facts.transform.resize} x {facts.transform.resize} px, cuts the central {facts.transform.crop} x {facts.transform.crop} px and normalises by itself.
 Recipe `{facts.recipe}`, seed {facts.seed}."""
 
 

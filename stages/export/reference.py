@@ -22,11 +22,10 @@ from stages.shared.inference import predict_logits
 def compute_reference(model: nn.Module, crops: np.ndarray, facts: Facts) -> dict[str, np.ndarray]:
     """Logits (images, classes): `float64` and `float32` by torch on the CPU; `float32_cuda` (TF32 off) where there is a device."""
     cpu = torch.device("cpu")
-    predict = partial(predict_logits, model, crops, mean=facts.mean, std=facts.std, batch_size=32)
+    predict = partial(predict_logits, model, crops, facts.transform, batch_size=32)
     logits = {"float32": predict(device=cpu), "float64": predict(device=cpu, precision=torch.float64)}
     if torch.cuda.is_available():
         logits["float32_cuda"] = predict(device=torch.device("cuda"))
-    model.to("cpu", torch.float32)
     return logits
 
 

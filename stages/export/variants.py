@@ -35,8 +35,10 @@ def ship_variants(
     makers: Mapping[str, tuple[Callable[[], ModelProto], Callable[[ModelProto], ModelProto]]] = {
         "core.fp16.onnx": (lambda: half_precision(core), lambda reduced: reduced),
         "model.int8.onnx": (
-            lambda: quantize_int8(core, calibration, facts.mean, facts.std),
-            lambda reduced: deployable(reduced, facts.resize, facts.crop, facts.mean, facts.std),
+            lambda: quantize_int8(core, calibration, facts.transform.mean, facts.transform.std),
+            lambda reduced: deployable(
+                reduced, facts.transform.resize, facts.transform.crop, facts.transform.mean, facts.transform.std
+            ),
         ),
     }
     rows = []
@@ -45,7 +47,7 @@ def ship_variants(
         row: dict[str, Any] = {"file": name, "accuracy": None, "accuracy_drop": None, "error": None, "shipped": False}
         try:
             reduced = make()
-            logits = run_core(reduced, crops, facts.mean, facts.std)
+            logits = run_core(reduced, crops, facts.transform.mean, facts.transform.std)
         except Exception as cause:  # a converter that does not know an architecture must not stop the export
             rows.append({**row, "reason": f"it could not be made: {' '.join(str(cause).split()):.200}"})
             continue

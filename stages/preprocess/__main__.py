@@ -22,25 +22,27 @@ from stages.shared.cli import run
 from stages.shared.dataset import Entry, Manifest, save_manifest
 from stages.shared.files import naming, write_json
 from stages.shared.params import load_params
+from stages.shared.transforms import Transform
 
 
 def main() -> None:
     params = load_params()
-    sizes = {"resize": params.preprocess.resize, "crop": params.preprocess.crop, "max_side": params.preprocess.max_side}
+    settings = params.preprocess
+    transform, max_side = Transform(settings.resize, settings.crop, settings.mean, settings.std), settings.max_side
     images_dir = SOURCE_DATASET / "images"
 
     layout = find_images(images_dir)
     with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
-        staged = stage_images(layout.sources, staging, **sizes)
+        staged = stage_images(layout.sources, staging, resize=transform.resize, crop=transform.crop, max_side=max_side)
         check_usable(layout, staged.images, staged.skipped, images_dir)
         split = split_images(staged.images, layout.class_names, test_fraction=params.dataset.test_fraction)
         side = max(max(image.size) for image in split.train)
         write_split(staged, "train", split.train, side, staging / "train")
-        write_split(staged, "test", split.test, sizes["crop"], staging / "test")
+        write_split(staged, "test", split.test, transform.crop, staging / "test")
         publish(staging / "train", TRAIN_SPLIT)
         publish(staging / "test", TEST_SPLIT)
 
-    save_manifest(MANIFEST, build_manifest(split.train, split.test, layout.class_names, side=side, **sizes))
+    save_manifest(MANIFEST, build_manifest(split.train, split.test, layout.class_names, transform, max_side, side))
     report = build_report(layout, staged.skipped, split, side)
     write_json(PREPROCESS_REPORT, report)
     print(summarize(report), flush=True)
@@ -69,7 +71,12 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def build_manifest(
-    train: Sequence[Image], test: Sequence[Image], class_names: tuple[str, ...], side: int, **sizes: int
+    train: Sequence[Image],
+    test: Sequence[Image],
+    class_names: tuple[str, ...],
+    transform: Transform,
+    max_side: int,
+    side: int,
 ) -> Manifest:
     """The manifest of two splits. Its digest covers what a model is fed, row by row, and not what the files are called."""
     train_entries, test_entries = (
@@ -77,8 +84,9 @@ def build_manifest(
         for images in (train, test)
     )
     fed = [[(entry.label, entry.sha256) for entry in entries] for entries in (train_entries, test_entries)]
+    sizes = {"resize": transform.resize, "crop": transform.crop, "max_side": max_side}
     digest = hashlib.sha256(json.dumps([class_names, side, sizes, fed]).encode()).hexdigest()
-    return Manifest(class_names, digest, side=side, train=train_entries, test=test_entries, **sizes)
+    return Manifest(class_names, digest, transform, max_side, side, train_entries, test_entries)
 
 
 def summarize(report: dict[str, Any]) -> str:

@@ -12,16 +12,14 @@ from torch import nn
 
 from stages.shared.files import replacing
 from stages.shared.model import build_model
+from stages.shared.transforms import Transform
 
 
 @dataclass(frozen=True)
 class Facts:
     architecture: str
     class_names: tuple[str, ...]
-    resize: int  # pixels
-    crop: int  # pixels
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    transform: Transform
     recipe: str
     seed: int
     source_digest: str | None  # sha256 of the source weights' file; None from scratch
@@ -47,7 +45,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Facts]:
         raise ValueError(
             f"{path}: not a checkpoint of this pipeline ({error}); delete it and run the train stage again"
         ) from None
-    model = build_model(facts.architecture, len(facts.class_names), facts.crop)
+    model = build_model(facts.architecture, len(facts.class_names), facts.transform.crop)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -69,6 +67,5 @@ def digest(model: nn.Module) -> str:
 
 def _parse_facts(text: str) -> Facts:
     values = json.loads(text)
-    for name in ("class_names", "mean", "std"):
-        values[name] = tuple(values[name])
-    return Facts(**values)
+    class_names, transform = tuple(values.pop("class_names")), Transform(**values.pop("transform"))
+    return Facts(class_names=class_names, transform=transform, **values)

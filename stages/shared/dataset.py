@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.shared.files import read_json, write_json
+from stages.shared.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Entry:
 class Manifest:
     class_names: tuple[str, ...]  # a label is an index into these
     digest: str  # sha256 of everything a model is fed: contents, labels, their order, and the sizes below
-    resize: int  # pixels, side of the square a test image is squashed to
-    crop: int  # pixels, side of the square cut from its centre
+    transform: Transform  # that the test images went through but for the normalisation, and that every model is fed by
     max_side: int  # pixels, longest side a training image may keep
     side: int  # pixels, the training canvas
     train: tuple[Entry, ...]
@@ -122,7 +122,8 @@ def load_manifest(path: Path) -> Manifest:
     try:
         values = read_json(path)
         train, test = (tuple(Entry(**entry) for entry in values.pop(split)) for split in ("train", "test"))
-        return Manifest(class_names=tuple(values.pop("class_names")), train=train, test=test, **values)
+        class_names, transform = tuple(values.pop("class_names")), Transform(**values.pop("transform"))
+        return Manifest(class_names=class_names, transform=transform, train=train, test=test, **values)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run preprocess") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """Logits of a model over a test split: the exact way, and the fast way for many images."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,31 +12,30 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
-from stages.shared.transforms import normalize, rescale, rescaling
+from stages.shared.transforms import Transform, normalize, rescale, rescaling
 
 
 @torch.inference_mode()
 def predict_logits(
     model: nn.Module,
     pixels: np.ndarray,
+    transform: Transform,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     device: torch.device,
     precision: torch.dtype = torch.float32,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Run `model` in eval mode over uint8 (n, height, width, 3) pixels; returns float32 (n, classes).
+    """Run a copy of `model` in eval mode over uint8 (n, height, width, 3) pixels; returns float32 (n, classes).
 
-    `precision` float64 computes in double precision (the reference), bfloat16 under autocast. The model is moved to `device`.
+    `precision` float64 computes and returns double precision (the reference), bfloat16 computes under autocast.
     """
     dtype = torch.float64 if precision == torch.float64 else torch.float32
-    model = model.to(device, dtype).to(memory_format=torch.channels_last).eval()
+    model = copy.deepcopy(model).to(device, dtype).to(memory_format=torch.channels_last).eval()
     logits = []
     with without_tf32():
         for start in range(0, len(pixels), batch_size):
             batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
-            images = normalize(batch, mean, std, dtype)
+            images = normalize(batch, transform.mean, transform.std, dtype)
             if precision == torch.bfloat16:
                 with torch.autocast(device.type, torch.bfloat16):
                     logits.append(model(images).float())
@@ -61,9 +60,8 @@ def without_tf32() -> Iterator[None]:
 
 def fast_predictor(
     model: nn.Module,
+    transform: Transform,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     device: torch.device,
     batch_size: int,
     precision: torch.dtype = torch.bfloat16,
@@ -75,7 +73,7 @@ def fast_predictor(
     digits, so compare `agreement` with `predict_logits` before believing an accuracy. `model` itself is left as it is.
     """
     folded = fold_batch_norms(model).to(device, precision).to(memory_format=torch.channels_last)
-    scale, shift = rescaling(mean, std, device)
+    scale, shift = rescaling(transform.mean, transform.std, device)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         return folded(rescale(pixels.permute(0, 3, 1, 2), scale, shift, precision)).float()

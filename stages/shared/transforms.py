@@ -5,6 +5,7 @@ probabilities by up to 0.004.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ import torch.nn.functional as F
 SCALE = (0.08, 1.0)  # of the image's area
 RATIO = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How an image becomes what the network is fed: a squash to a square, the square's centre, a normalisation."""
+
+    resize: int  # pixels, side of the square that a test image is squashed to
+    crop: int  # pixels, side of the square that is cut from its centre, and of every training crop
+    mean: tuple[float, float, float]  # of each channel's values in 0..1, subtracted
+    std: tuple[float, float, float]  # what each channel is then divided by
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))  # JSON has lists
+        object.__setattr__(self, "std", tuple(self.std))
 
 
 def resize_center_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
