@@ -1,14 +1,15 @@
-"""How fast training and evaluation are, beside the peers' ways and the chip's limits, on this machine.
+"""Measurements of training and evaluation on this machine, beside the peers' loops and the chip's limits.
 
-python -m benchmarks             the table of README, on this machine; JSON and Markdown into results/
-python -m benchmarks.accuracy    the same accuracy as the plain loop? five seeds of both
+python -m benchmarks             the table in the README, on this machine; JSON and Markdown into results/
+python -m benchmarks.accuracy    the accuracy of the fast loop beside the plain loop's, seed by seed
+python -m benchmarks.acceptance  everything that is claimed of CUDA, in one command
 
     workload.py      drawn photos: as JPEG files for the peers, as the training split for us
-    peers.py         d2l's loop, torchvision's references, timm, each written from its description
+    peers.py         d2l's loop, torchvision's references, timm's
     ours.py          our step, and the same step without its data path
-    contestants.py   what each can be asked to run; apart.py: each in a process of its own
+    contestants.py   the runs of each; process.py: a process of its own for each
     roofline.py      what the chip allows
     training.py, evaluation.py, startup.py, growth.py    the rows
-    timing.py, table.py    interleaved medians; the Markdown
-    accuracy.py, tasks.py  both loops, seed by seed, on drawn and on real photos
+    timing.py, record.py, table.py    interleaved medians; the results file; the Markdown
+    accuracy.py, tasks.py  both loops on drawn and on real photos
 """

@@ -1,11 +1,9 @@
-"""Measure this machine: python -m benchmarks [--device cpu|cuda|auto] [--out DIR] [--quick] [--only ROWS]."""
+"""Measure this machine: python -m benchmarks [--device cpu|cuda|auto] [--out DIR] [--quick] [--only GROUP …]."""
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,13 @@ import torch
 
 from benchmarks.evaluation import measure_evaluation
 from benchmarks.growth import measure_growth
+from benchmarks.record import RESULTS, Rows, results_path, write_row
 from benchmarks.startup import measure_startup
-from benchmarks.table import render
+from benchmarks.table import write_table
 from benchmarks.training import measure_training
-from benchmarks.workload import Size, Workload, choose_size, make_workload
-from stages.shared.files import read_json, write_json, write_text
+from benchmarks.workload import Size, choose_size, make_workload
 from stages.shared.reproducibility import choose_device, choose_precision, describe_machine
 
-RESULTS = Path(__file__).parent / "results"
 GROUPS = ("training", "evaluation", "growth", "startup")
 
 
@@ -29,30 +26,19 @@ def main() -> None:
     device = choose_device(arguments.device)
     precision = choose_precision("auto", device)
     size = choose_size(device, arguments.quick)
-    result = {
-        "machine": describe_machine(device),
-        "precision": str(precision).removeprefix("torch."),
-        "quick": arguments.quick,
-        "size": asdict(size),
-    }
-    path = arguments.out / f"{device.type}.json"
+    path, about = results_path(arguments.out, device), describe_run(size, device, precision, arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
-        work = make_workload(size, Path(folder))
-        for group in arguments.only:
-            print(f"measuring {group} on {device.type}", flush=True)
-            rows = measure(group, work, size, Path(folder), device, precision)
-            write_json(
-                path, {**result, "date": date.today().isoformat(), "rows": {**rows_so_far(path, result), **rows}}
-            )
-    table = render(*(stored(arguments.out / f"{kind}.json") for kind in ("cuda", "cpu")))
-    write_text(arguments.out / "table.md", table)
-    print(table)
+        for name, row in measure(arguments.only, size, Path(folder), device, precision):
+            write_row(path, about, "rows", name, row)
+    print(write_table(arguments.out))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for <device>.json and table.md")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder for cpu.json or cuda-<device>.json, and table.md"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run on tiny images; its numbers mean nothing")
     parser.add_argument("--only", nargs="+", default=GROUPS, choices=GROUPS)
     arguments = parser.parse_args()
@@ -61,29 +47,29 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def measure(
-    group: str, work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype
-) -> dict[str, Any]:
-    """Rows of table.py, by name."""
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
+def describe_run(size: Size, device: torch.device, precision: torch.dtype, quick: bool) -> dict[str, Any]:
+    """What rows of one file have in common."""
+    return {
+        "machine": describe_machine(device),
+        "precision": str(precision).removeprefix("torch."),
+        "quick": quick,
+        "size": asdict(size),
+    }
+
+
+def measure(groups: list[str], size: Size, folder: Path, device: torch.device, precision: torch.dtype) -> Rows:
+    """Rows of table.py, by name, as they are measured."""
+    work = make_workload(size, folder)
+    measures: dict[str, Any] = {
         "training": lambda: measure_training(size, folder, device, precision),
-        "evaluation": lambda: measure_evaluation(work, size, device, precision),
+        "evaluation": lambda: measure_evaluation(work, size, folder, device, precision),
         "growth": lambda: measure_growth(work, size, folder, device, precision),
         "startup": lambda: measure_startup(size, folder, device),
     }
-    return measures[group]()
-
-
-def rows_so_far(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """The rows of an earlier run of other groups, where it was on this machine and at this size."""
-    earlier = stored(path)
-    # JSON has no tuples
-    same = earlier and all(earlier.get(key) == json.loads(json.dumps(value)) for key, value in result.items())
-    return earlier["rows"] if same else {}
-
-
-def stored(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+    for group in groups:
+        print(f"measuring {group} on {device.type}", flush=True)
+        rows: Iterator[Any] = measures[group]()
+        yield from rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each contestant's process can be asked to run; every run ends when the device has finished."""
+"""The runs that a contestant's process is asked for by name; every run ends when the device has finished."""
 
 from collections.abc import Callable, Iterable
 from itertools import cycle, islice
@@ -7,14 +7,20 @@ from pathlib import Path
 import torch
 
 from benchmarks import ours, peers
-from benchmarks.apart import Runs
-from benchmarks.peers import Batch, Way
+from benchmarks.peers import Batch, Peer
+from benchmarks.process import Runs
 from benchmarks.roofline import convolutions
 from benchmarks.timing import synchronize
 from benchmarks.workload import Size, load_workload, make_model
 from stages.shared.sampling import steps
 
-PEERS = {"d2l": peers.d2l, "torchvision": peers.torchvision_references, "timm": peers.timm}
+PEERS = {
+    "d2l": peers.d2l,
+    "torchvision": peers.torchvision_references,
+    "timm": peers.timm,
+    "evaluation_torchvision": peers.torchvision_evaluation,
+    "evaluation_timm": peers.timm_evaluation,
+}
 
 
 def our_runs(size: Size, folder: Path, device: torch.device, precision: torch.dtype, compiled: bool) -> Runs:
@@ -37,18 +43,18 @@ def our_runs(size: Size, folder: Path, device: torch.device, precision: torch.dt
 def peer_runs(name: str, size: Size, folder: Path, device: torch.device) -> Runs:
     """timer: batches that are ready on the host, to their losses; end_to_end: its loader's epoch."""
     files = list(islice(cycle(load_workload(size, folder).files), size.peer_images))
-    way = PEERS[name](files, make_model(size.crop), size.crop, size.batch_size, size.num_workers, device)
-    ready = ready_batches(way, size.steps, device)
+    peer = PEERS[name](files, make_model(size.crop), size.crop, size.batch_size, size.num_workers, device)
+    ready = ready_batches(peer, size.steps, device)
     runs: Runs = {
-        "timer": lambda: way.train(islice(cycle(ready), size.steps)),
-        "end_to_end": lambda: way.train(way.loader),
+        "timer": lambda: peer.loop(islice(cycle(ready), size.steps)),
+        "end_to_end": lambda: peer.loop(peer.loader),
     }
     return {what: _finishing(run, device) for what, run in runs.items()}
 
 
-def ready_batches(way: Way, at_most: int, device: torch.device) -> list[Batch]:
+def ready_batches(peer: Peer, at_most: int, device: torch.device) -> list[Batch]:
     """Whole batches on the host, pinned for CUDA; up to eight, so that memory is not the question."""
-    batches: Iterable[Batch] = islice(way.loader, min(at_most, 8))
+    batches: Iterable[Batch] = islice(peer.loader, min(at_most, 8))
     if device.type == "cuda":
         return [(images.pin_memory(), labels.pin_memory()) for images, labels in batches]
     return list(batches)

@@ -1,49 +1,85 @@
-"""The rows on evaluation: folded, bfloat16 and compiled, beside float32 as torch runs it and beside ONNX Runtime."""
+"""The rows on evaluation: folded, bfloat16 and compiled, beside torch's float32, ONNX Runtime and the peers' evaluations."""
 
 import copy
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.contestants import peer_runs
+from benchmarks.process import ContestantProcess
+from benchmarks.record import Row, Rows, attempt
 from benchmarks.timing import interleave, ratio
 from benchmarks.workload import MEAN, STD, Size, Workload, make_model
 from stages.shared.inference import agreement, fast_predictor, predict_logits
 from stages.shared.transforms import Transform, normalize
 
-Row = dict[str, Any]
 Predict = Callable[[np.ndarray], np.ndarray]
 OPSET = 18
 
 
-def measure_evaluation(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> dict[str, Row]:
+def measure_evaluation(work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype) -> Rows:
     """Images per second over the test split, pixels in and logits out, and how far the fast way's logits are off."""
     model, pixels = trained_model(work, size, device), work.test.pixels
     transform = Transform(size.resize, size.crop, MEAN, STD)
     settings: dict[str, Any] = {"transform": transform, "device": device, "batch_size": size.batch_size}
     fast = fast_predictor(model, **settings, precision=precision, compiled=size.compiled)
-    stage = partial(predict_logits, copy.deepcopy(model), **settings)
-    eager = partial(predict_eagerly, model, batch_size=size.batch_size, device=device)
-    same, difference = agreement(fast(pixels), eager(pixels))
+    yield from attempt(("evaluation_eager",), partial(compare_with_eager, fast, model, pixels, size, settings))
+    yield from attempt(("evaluation_onnxruntime",), partial(compare_with_onnx, fast, model, pixels, size, device))
+    for name in ("evaluation_torchvision", "evaluation_timm"):
+        with ContestantProcess(peer_runs, name, size, folder, device) as peer:
+            for row, what in ((name, "timer"), (f"{name}_end_to_end", "end_to_end")):
+                if name.endswith("timm") and find_spec("timm") is None:
+                    yield row, {"not_measured": "timm is not installed"}
+                else:
+                    yield from attempt((row,), partial(compare_with_peer, row, what, fast, pixels, peer, size, device))
+
+
+def compare_with_eager(
+    fast: Predict, model: nn.Module, pixels: np.ndarray, size: Size, settings: dict[str, Any]
+) -> dict[str, Row]:
+    eager = partial(predict_eagerly, model, batch_size=size.batch_size, device=settings["device"])
     # What the evaluate stage runs is timed too: float32 as well, but channels last.
+    stage = partial(predict_logits, copy.deepcopy(model), **settings)
+    same, difference = agreement(fast(pixels), eager(pixels))
     ways: dict[str, Predict] = {"ours": fast, "eager": eager, "evaluate stage": stage}
+    rates = interleave({name: _counted(way, pixels) for name, way in ways.items()}, size.rounds, settings["device"])
+    exactness = {"same_top1": same, "relative_logit_difference": difference}
+    return {"evaluation_eager": {"rates": rates, **ratio(rates["ours"], rates["eager"]), **exactness}}
+
+
+def compare_with_onnx(
+    fast: Predict, model: nn.Module, pixels: np.ndarray, size: Size, device: torch.device
+) -> dict[str, Row]:
     onnx, reason = onnx_predictor(model, size, device)
     if onnx:
-        off = agreement(onnx(pixels), eager(pixels))[1]
-        if off < (0.03 if device.type == "cuda" else 0.01):  # on CUDA both may compute in TF32
-            ways["onnxruntime"] = onnx
-        else:
+        off = agreement(onnx(pixels), predict_eagerly(model, pixels, size.batch_size, device))[1]
+        if off >= (0.03 if device.type == "cuda" else 0.01):  # on CUDA both may compute in TF32
             onnx, reason = None, f"ONNX Runtime's logits are off by {off:.2g}"
-    rates = interleave({name: _counted(way, pixels) for name, way in ways.items()}, size.rounds, device)
-    exactness = {"same_top1": same, "relative_logit_difference": difference}
-    rows = {"evaluation_eager": {"rates": rates, **ratio(rates["ours"], rates["eager"]), **exactness}}
-    rows["evaluation_onnxruntime"] = (
-        {"rates": rates, **ratio(rates["ours"], rates["onnxruntime"])} if onnx else {"not_measured": reason}
-    )
-    return rows
+    if onnx is None:
+        return {"evaluation_onnxruntime": {"not_measured": reason}}
+    contestants = {"ours": _counted(fast, pixels), "onnxruntime": _counted(onnx, pixels)}
+    rates = interleave(contestants, size.rounds, device)
+    return {"evaluation_onnxruntime": {"rates": rates, **ratio(rates["ours"], rates["onnxruntime"])}}
+
+
+def compare_with_peer(
+    row: str,
+    what: str,
+    fast: Predict,
+    pixels: np.ndarray,
+    peer: ContestantProcess,
+    size: Size,
+    device: torch.device,
+) -> dict[str, Row]:
+    """Ours from uint8 crops in memory; the peer's from batches that are ready on the host (timer), or from JPEG files."""
+    rates = interleave({"ours": _counted(fast, pixels), "peer": peer.run(what)}, max(2, size.rounds // 2), device)
+    return {row: {"rates": rates, **ratio(rates["ours"], rates["peer"])}}
 
 
 def trained_model(work: Workload, size: Size, device: torch.device) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The row on growth: what an image costs in a longer epoch, and on more processes.
+"""The rows on growth: an image's cost in a longer epoch, and on more processes.
 
 As a program it is one of those processes: python -m benchmarks.growth SPLIT IMAGES CROP BATCH DEVICE OUT
 """
@@ -6,11 +6,11 @@ As a program it is one of those processes: python -m benchmarks.growth SPLIT IMA
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import ours
+from benchmarks.record import Row, Rows, attempt
 from benchmarks.timing import interleave
 from benchmarks.workload import Size, Workload, chosen_images, make_model
 from stages.shared.dataset import load_train_split
@@ -21,16 +21,12 @@ GROWTH = (1, 4, 16)
 EPOCHS = 3  # the first warms up
 
 
-def measure_growth(
-    work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype
-) -> dict[str, Any]:
-    return {
-        "growth_images": images_row(work, size, device, precision),
-        "growth_processes": processes_row(size, folder, device),
-    }
+def measure_growth(work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype) -> Rows:
+    yield from attempt(("growth_images",), lambda: {"growth_images": images_row(work, size, device, precision)})
+    yield from attempt(("growth_processes",), lambda: {"growth_processes": processes_row(size, folder, device)})
 
 
-def images_row(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+def images_row(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> Row:
     """Images per second of an epoch of 1x, 4x and 16x images; `spread` is how far an image's cost moves from that at 1x."""
     mine = ours.prepare(work.train, size, device, precision)
     epochs = {f"{times}x": ours.plan(work.train, times * size.growth_images, device) for times in GROWTH}
@@ -39,7 +35,7 @@ def images_row(work: Workload, size: Size, device: torch.device, precision: torc
     return {"rates": rates, "spread": _spread([rates[name]["median"] for name in epochs])}
 
 
-def processes_row(size: Size, folder: Path, device: torch.device) -> dict[str, Any]:
+def processes_row(size: Size, folder: Path, device: torch.device) -> Row:
     """Images per second of all processes together, each with its share of the threads or a GPU of its own."""
     rates = {}
     for number in size.processes:

@@ -1,18 +1,17 @@
-"""The peers' training loops, each written from its description.
+"""The peers' loops over JPEG files, each written from its description; timm's with its own loaders and optimizer.
 
-A way has a loader, which yields host batches, and a training loop over host batches. d2l's own timer runs over ready
-batches; end to end runs over the loader.
+A peer's loader yields host batches, and its loop works on host batches: d2l's own timer runs over ready batches, end to
+end runs over the loader.
 
 d2l          "Fine-Tuning" and d2l.train_ch13 (https://d2l.ai/chapter_computer-vision/fine-tuning.html)
-torchvision  references/classification/train.py (https://github.com/pytorch/vision)
-timm         train.py and timm.data.loader (https://github.com/huggingface/pytorch-image-models)
+torchvision  train_one_epoch and evaluate of references/classification/train.py (https://github.com/pytorch/vision)
+timm         train.py and validate.py (https://github.com/huggingface/pytorch-image-models)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -26,9 +25,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # images (b, 3, crop, crop), labels (
 
 
 @dataclass(frozen=True)
-class Way:
+class Peer:
     loader: Iterable[Batch]
-    train: Callable[[Iterable[Batch]], int]  # trains on every batch, returns how many images
+    loop: Callable[[Iterable[Batch]], int]  # over every batch; returns how many images it saw
 
 
 class Photos(Dataset):
@@ -62,7 +61,7 @@ def d2l(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-) -> Way:
+) -> Peer:
     """float32, NCHW, a loader without workers whatever `num_workers`; loss and accuracy are read after every batch."""
     loader = DataLoader(Photos(files, book_transform(crop)), batch_size=batch_size, shuffle=True)
     model = model.to(device)
@@ -71,7 +70,7 @@ def d2l(
     def train(batches: Iterable[Batch]) -> int:
         return sum(train_batch(*batch)[2] for batch in batches)
 
-    return Way(loader, train)
+    return Peer(loader, train)
 
 
 def book_optimizer(model: nn.Module, lr: float = LR, head_lr_multiplier: float = HEAD_LR_MULTIPLIER) -> torch.optim.SGD:
@@ -107,7 +106,7 @@ def torchvision_references(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-) -> Way:
+) -> Peer:
     """Workers and pinned memory, channels last, float16 autocast with a gradient scaler; loss and top-1 read every batch."""
     loader = DataLoader(
         Photos(files, book_transform(crop)), batch_size=batch_size, shuffle=True, num_workers=num_workers,
@@ -134,7 +133,42 @@ def torchvision_references(
             images_seen += len(labels)
         return images_seen
 
-    return Way(loader, train)
+    return Peer(loader, train)
+
+
+def torchvision_evaluation(
+    files: Sequence[tuple[str, int]],
+    model: nn.Module,
+    crop: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> Peer:
+    """Workers and pinned memory, float32, NCHW; loss and top-1 read every batch."""
+    test_transform = transforms.Compose([
+        transforms.Resize(crop * 8 // 7),
+        transforms.CenterCrop(crop),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ])  # fmt: skip
+    loader = DataLoader(
+        Photos(files, test_transform), batch_size=batch_size, num_workers=num_workers,
+        pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
+    )  # fmt: skip
+    model = model.to(device)
+
+    @torch.inference_mode()
+    def evaluate(batches: Iterable[Batch]) -> int:
+        model.eval()
+        images_seen = 0
+        for images, labels in batches:
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            logits = model(images)
+            F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+            images_seen += len(labels)
+        return images_seen
+
+    return Peer(loader, evaluate)
 
 
 def timm(
@@ -144,26 +178,23 @@ def timm(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-) -> Way:
+) -> Peer:
     """uint8 collate, normalised on the device in a side stream, channels last, autocast, compiled; the loss read at the end.
 
-    More than timm's defaults, in its favour: bfloat16 needs no scaler, no colour jitter, no reading of the loss on the way.
+    More than train.py's defaults, in its favour: bfloat16 needs no scaler, no colour jitter, no reading of the loss on the way.
     """
-    crop_and_flip = transforms.Compose(
-        [transforms.RandomResizedCrop(crop), transforms.RandomHorizontalFlip(), to_uint8]
-    )
-    loader = DataLoader(
-        Photos(files, crop_and_flip), batch_size=batch_size, shuffle=True, num_workers=num_workers, drop_last=True,
-        collate_fn=fast_collate, pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
-    )  # fmt: skip
+    from timm.optim import create_optimizer_v2
+
+    loader, prefetch = timm_loader(files, crop, batch_size, num_workers, device, training=True)
     model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=2e-5)
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.001, momentum=0.9, weight_decay=2e-5)
     forward = torch.compile(model) if device.type == "cuda" else model
 
     def train(batches: Iterable[Batch]) -> int:
         model.train()
         images_seen, loss = 0, torch.zeros(())
-        for images, labels in prefetch(batches, device):
+        for images, labels in prefetch(batches):
+            images = images.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16):
                 loss = F.cross_entropy(forward(images), labels)
             loss.backward()
@@ -173,35 +204,52 @@ def timm(
         loss.item()
         return images_seen
 
-    return Way(loader, train)
+    return Peer(loader, train)
 
 
-def to_uint8(image: Image.Image) -> np.ndarray:
-    return np.array(image).transpose(2, 0, 1)
+def timm_evaluation(
+    files: Sequence[tuple[str, int]],
+    model: nn.Module,
+    crop: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> Peer:
+    """As `timm` feeds its loop, in inference mode; loss and top-1 read every batch, as validate.py does."""
+    loader, prefetch = timm_loader(files, crop, batch_size, num_workers, device, training=False)
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    forward = torch.compile(model) if device.type == "cuda" else model
+
+    @torch.inference_mode()
+    def evaluate(batches: Iterable[Batch]) -> int:
+        images_seen = 0
+        for images, labels in prefetch(batches):
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = forward(images.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, labels)
+            loss.item(), (logits.argmax(1) == labels).float().mean().item()
+            images_seen += len(labels)
+        return images_seen
+
+    return Peer(loader, evaluate)
 
 
-def fast_collate(samples: Sequence[tuple[np.ndarray, int]]) -> Batch:
-    images = torch.zeros(len(samples), *samples[0][0].shape, dtype=torch.uint8)
-    for row, (image, _) in zip(images, samples, strict=True):
-        row += torch.from_numpy(image)
-    return images, torch.tensor([label for _, label in samples])
+def timm_loader(
+    files: Sequence[tuple[str, int]],
+    crop: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    *,
+    training: bool,
+) -> tuple[Iterable[Batch], Callable[[Iterable[Batch]], Iterable[Batch]]]:
+    """timm's loader of uint8 host batches, and its prefetcher, which brings such batches to the device and normalises them."""
+    from timm.data import create_loader
+    from timm.data.loader import PrefetchLoader
 
-
-def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The next batch is copied and normalised in a stream of its own while this one is worked on."""
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    ready: Batch | None = None
-    for images, labels in batches:
-        with torch.cuda.stream(stream):  # None: no effect
-            images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            following = (images.float().sub_(mean).div_(std), labels.to(device, non_blocking=True))
-        if ready is not None:
-            yield ready
-        if stream is not None:
-            torch.cuda.current_stream(device).wait_stream(stream)
-            for tensor in following:
-                tensor.record_stream(torch.cuda.current_stream(device))
-        ready = following
-    if ready is not None:
-        yield ready
+    created: Any = create_loader(
+        Photos(files, lambda image: image), (3, crop, crop), batch_size, is_training=training, color_jitter=0.0,
+        mean=MEAN, std=STD, num_workers=num_workers, pin_memory=device.type == "cuda", device=device,
+        persistent_workers=num_workers > 0,
+    )  # fmt: skip
+    return created.loader, lambda batches: PrefetchLoader(batches, MEAN, STD, device=device)

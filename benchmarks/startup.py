@@ -12,12 +12,12 @@ if __name__ == "__main__":
 import statistics
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.ours import fit_recipe
+from benchmarks.record import Row, Rows, attempt
 from benchmarks.workload import MEAN, STD, Size, chosen_images, make_model
 from stages.shared.dataset import load_test_split, load_train_split
 from stages.shared.files import read_json, write_json
@@ -28,12 +28,16 @@ EPOCHS = 5
 PARTS = ("import", "load", "capture", "train", "evaluate", "exit")
 
 
-def measure_startup(size: Size, folder: Path, device: torch.device) -> dict[str, Any]:
+def measure_startup(size: Size, folder: Path, device: torch.device) -> Rows:
+    yield from attempt(("startup",), lambda: {"startup": startup_row(size, folder, device)})
+
+
+def startup_row(size: Size, folder: Path, device: torch.device) -> Row:
     """Seconds of each part and in all, medians over `startup_runs` processes, one after the other."""
     runs = [_run_once(size, folder, device) for _ in range(size.startup_runs)]
     seconds = {part: statistics.median(run[part] for run in runs) for part in (*PARTS, "total")}
     images = {"train_images": size.startup_images, "epochs": EPOCHS, "test_images": runs[0]["test_images"]}
-    return {"startup": {"seconds": seconds, **images, "runs": runs}}
+    return {"seconds": seconds, **images, "runs": runs}
 
 
 def _run_once(size: Size, folder: Path, device: torch.device) -> dict[str, float]:

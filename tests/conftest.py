@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.settings import prefect_environment
-
 LONGEST = ("test_pipeline.py", "test_real_input.py", "test_sweep.py", "test_pipeline_flow.py")
 
 
@@ -17,6 +15,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server for all tests of this file; yields its address."""
+    from flows.settings import prefect_environment  # here, so that the tests of the stages run without Prefect
+
     with pytest.MonkeyPatch.context() as patch:
         for name, value in prefect_environment(tmp_path_factory.mktemp("server")).items():
             patch.setenv(name, value)

@@ -1,22 +1,25 @@
 """The benchmark compares what it says, and the committed table is that of the committed results."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import ours, peers
+from benchmarks.__main__ import parse_arguments
 from benchmarks.accuracy import mean_and_interval
-from benchmarks.apart import Apart
-from benchmarks.contestants import our_runs, peer_runs
+from benchmarks.contestants import PEERS, our_runs, peer_runs
+from benchmarks.record import attempt, write_row
 from benchmarks.roofline import H200, floor_seconds, training_flops
-from benchmarks.table import ROWS, render
+from benchmarks.table import ROWS, render, write_table
 from benchmarks.timing import interleave, ratio, summarize
+from benchmarks.training import over_floor
 from benchmarks.workload import HEAD_LR_MULTIPLIER, LR, MEAN, QUICK, STD, WEIGHT_DECAY, make_model, make_workload
 from stages.shared.model import param_groups
 from stages.shared.params import load_params
@@ -82,20 +85,36 @@ def test_reading_losses_counts_every_image(work):
     assert ours.run_reading_losses(mine, steps(ours.plan(work.train, 7, CPU), QUICK.batch_size)) == 7
 
 
-def make_runs(factor: int) -> dict:
-    return {"double": lambda: 2 * factor, "process": lambda: os.getpid(), "fail": lambda: sys.exit(3)}
+def test_a_floor_is_that_of_the_devices_own_peaks():
+    slower = {name: peak / 2 for name, peak in H200.items()}
+    size = replace(QUICK, crop=224, batch_size=128)
+    row = over_floor({"median": 10_000.0}, size, slower)
+    assert row["allowed"]["h200"] == pytest.approx(38_500, rel=0.005)
+    assert row["allowed"]["this device"] == pytest.approx(38_500 / 2, rel=0.005)
+    assert row["ratio"] == pytest.approx(10_000 / (38_500 / 2), rel=0.005)
 
 
-def test_a_contestant_runs_in_a_process_of_its_own():
-    with Apart(make_runs, 21) as contestant:
-        assert contestant.run("double")() == 42
-        assert contestant.run("process")() != os.getpid()
-    assert contestant.process.exitcode == 0
+def test_a_failing_contestant_is_a_row_and_the_others_are_kept(tmp_path):
+    path, about = tmp_path / "cpu.json", {"machine": {"torch": "1"}, "size": {"processes": (1, 2)}}
+
+    def fail() -> dict:
+        raise RuntimeError("out of memory")
+
+    for name, row in [*attempt(("a",), lambda: {"a": {"ratio": 1.0}}), *attempt(("b", "c"), fail)]:
+        write_row(path, about, "rows", name, row)
+    rows = json.loads(path.read_text())["rows"]
+    assert rows["a"]["ratio"] == 1.0
+    assert rows["b"]["failed"] == rows["c"]["failed"] == "RuntimeError: out of memory"
+    assert {row["date"] for row in rows.values()} == {date.today().isoformat()}
 
 
-def test_a_contestant_that_dies_is_not_waited_for():
-    with Apart(make_runs, 1) as contestant, pytest.raises(RuntimeError, match="the process that was to run fail ended"):
-        contestant.run("fail")()
+def test_rows_of_other_versions_are_not_kept_beside_new_ones(tmp_path):
+    path = tmp_path / "cpu.json"
+    write_row(path, {"machine": {"torch": "1"}}, "rows", "a", {"ratio": 1.0})
+    write_row(path, {"machine": {"torch": "1"}}, "rows", "b", {"ratio": 2.0})
+    assert set(json.loads(path.read_text())["rows"]) == {"a", "b"}
+    write_row(path, {"machine": {"torch": "2"}}, "rows", "b", {"ratio": 3.0})
+    assert set(json.loads(path.read_text())["rows"]) == {"b"}
 
 
 def test_what_our_process_is_asked_for_counts_images(tmp_path):
@@ -106,7 +125,7 @@ def test_what_our_process_is_asked_for_counts_images(tmp_path):
 
 def test_what_a_peers_process_is_asked_for_counts_images(tmp_path):
     make_workload(QUICK, tmp_path)
-    for name in ("d2l", "torchvision", "timm"):
+    for name in PEERS:
         runs = peer_runs(name, QUICK, tmp_path, CPU)
         assert [runs["timer"](), runs["end_to_end"]()] == [4, 8]
 
@@ -127,22 +146,33 @@ def test_the_books_step_sums_its_losses(work):
 
 
 @pytest.mark.parametrize("make", [peers.torchvision_references, peers.timm])
-def test_the_peers_ways_train_on_every_image_and_change_the_weights(make, work):
+def test_the_peers_loops_train_on_every_image_and_change_the_weights(make, work):
     model = make_model(QUICK.crop)
     before = model.conv1.weight.clone()
-    way = make(work.files, model, QUICK.crop, 4, 0, CPU)
-    assert way.train(way.loader) == len(work.files)
+    peer = make(work.files, model, QUICK.crop, 4, 0, CPU)
+    assert peer.loop(peer.loader) == len(work.files)
     for _ in range(8):  # the gradient scaler starts too high and leaves the first steps out
-        way.train(way.loader)
+        peer.loop(peer.loader)
     assert not torch.equal(model.conv1.weight, before)
 
 
-def test_timms_batches_arrive_in_order_and_normalised():
-    collated = [peers.fast_collate([(np.full((3, 2, 2), value, np.uint8), value)]) for value in (0, 100, 255)]
-    arrived = list(peers.prefetch(collated, CPU))
-    assert [labels.item() for _, labels in arrived] == [0, 100, 255]
-    for value, (images, _) in zip((0, 100, 255), arrived, strict=True):
-        assert torch.allclose(images[0, :, 0, 0], (torch.tensor(value / 255) - torch.tensor(MEAN)) / torch.tensor(STD))
+def test_timms_loader_brings_uint8_to_the_host_and_normalised_images_to_the_device(work):
+    loader, prefetch = peers.timm_loader(work.files, QUICK.crop, 4, 0, CPU, training=False)
+    batches = list(loader)
+    assert batches[0][0].dtype == torch.uint8
+    arrived = list(prefetch(batches))
+    assert [labels.tolist() for _, labels in arrived] == [labels.tolist() for _, labels in batches]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    assert torch.allclose(arrived[0][0], (batches[0][0] / 255 - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [peers.torchvision_evaluation, peers.timm_evaluation])
+def test_the_peers_evaluations_see_every_image_and_leave_the_weights(make, work):
+    model = make_model(QUICK.crop)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    peer = make(work.files, model, QUICK.crop, 4, 0, CPU)
+    assert peer.loop(peer.loader) == len(work.files)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_intervals_are_students():
@@ -156,20 +186,29 @@ def test_what_was_not_measured_says_so_and_what_misses_its_target_stands_out():
     rates = {"ours": {"median": 200.0}, "d2l": {"median": 100.0}}
     rows = {"d2l_timer": {"ratio": 2.0, "rates": rates}, "d2l_end_to_end": {"ratio": 2.5, "rates": rates}}
     result = {"machine": machine, "precision": "float32", "quick": False, "rows": rows}
-    table = render(None, {**result, "size": {"batch_size": 1, "side": 2, "crop": 3}}).splitlines()
-    assert table[2].endswith("| not measured | ≥ 2.4× | **2.00× (200 / 100)** |")
-    assert table[3].endswith("| not measured | ≥ 2.4× | 2.50× (200 / 100) |")
-    assert "- CUDA: not measured" in table
+    cpu = {**result, "size": {"batch_size": 1, "side": 2, "crop": 3}}
+    table = render([], cpu).splitlines()
+    assert table[2].endswith("| not run: no CUDA device | ≥ 2.4× | **2.00× (200 / 100)** |")
+    assert table[3].endswith("| not run: no CUDA device | ≥ 2.4× | 2.50× (200 / 100) |")
+    assert "- CUDA: not run: no CUDA device" in table
+
+    failed = {
+        **cpu,
+        "machine": {**machine, "device": "cuda (NVIDIA X)"},
+        "rows": {"d2l_timer": {"failed": "no memory"}},
+    }
+    table = render([failed, failed], cpu).splitlines()
+    assert table[0] == "|  | target, CUDA | NVIDIA X | NVIDIA X | target, CPU | CPU |"
+    assert table[2].split(" | ")[2:4] == ["failed: no memory"] * 2
+    assert table[3].split(" | ")[2:4] == ["not measured"] * 2
 
 
-@pytest.mark.skipif(not (RESULTS / "table.md").exists(), reason="nothing was measured yet")
-def test_the_committed_table_is_that_of_the_committed_results():
-    cuda, cpu = (
-        json.loads(path.read_text()) if path.exists() else None
-        for path in (RESULTS / "cuda.json", RESULTS / "cpu.json")
-    )
-    assert (RESULTS / "table.md").read_text() == render(cuda, cpu)
-    assert not any(result["quick"] for result in (cuda, cpu) if result)
+def test_the_committed_table_is_that_of_the_committed_results(tmp_path):
+    for path in RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    assert (RESULTS / "table.md").read_text() == write_table(tmp_path)
+    results = [json.loads(path.read_text()) for path in (RESULTS / "cpu.json", *RESULTS.glob("cuda-*.json"))]
+    assert not any(result["quick"] for result in results)
 
 
 @pytest.mark.slow
@@ -179,13 +218,12 @@ def test_one_command_measures_every_row(tmp_path):
     result = json.loads((tmp_path / "cpu.json").read_text())
     on_cpu = {name for name, _, _, target in ROWS if target.text != "-"}
     assert set(result["rows"]) == on_cpu
-    assert "not measured" not in "".join(
-        line.split("|")[5] for line in (tmp_path / "table.md").read_text().splitlines()[2 : 2 + len(ROWS)]
-    )
+    cells = [line.split("|")[5] for line in (tmp_path / "table.md").read_text().splitlines()[2 : 2 + len(ROWS)]]
+    assert not [cell for cell in cells if "not measured" in cell or "failed" in cell]
 
 
-def test_a_smoke_run_cannot_replace_the_results():
-    command = [sys.executable, "-m", "benchmarks", "--quick"]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert finished.returncode == 2
-    assert "give it an --out of its own" in finished.stderr
+def test_a_smoke_run_cannot_replace_the_results(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
+    with pytest.raises(SystemExit):
+        parse_arguments()
+    assert "give it an --out of its own" in capsys.readouterr().err
