@@ -5,6 +5,7 @@ fine-tuning starts from and, because each image is judged by a head that never s
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,16 +19,28 @@ PATIENCE = 2  # strengths in a row that are no better than the best end the sear
 LEFT_OUT = -1  # the fold of an image that takes no part
 
 
+class Head(NamedTuple):
+    """A linear head for features as they come: the standardisation that it was fitted with is folded in."""
+
+    weight: np.ndarray  # (classes, d) float32
+    bias: np.ndarray  # (classes,) float32
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(n, classes) float32 for features (n, d)."""
+        return features @ self.weight.T + self.bias
+
+
 @dataclass(frozen=True)
 class Probe:
-    weight: np.ndarray  # (classes, d) float32, for features as they come: the standardisation is folded in
-    bias: np.ndarray  # (classes,) float32
+    head: Head  # fitted on all images that take part
+    fold_heads: dict[int, Head]  # the head fitted without that fold's images
     logits: np.ndarray  # (n, classes) float32, out of fold, not calibrated
     temperature: float  # to divide logits by, fitted on `logits`
     strength: float  # the inverse strength C chosen
     loss: float  # log-loss of `logits` before calibration, weighted as the fit was
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small cost more to share out than to compute
 def fit_probe(
     crop: np.ndarray,
     mirror: np.ndarray,
@@ -46,26 +59,26 @@ def fit_probe(
     kept = folds != LEFT_OUT
     _check(labels[kept], folds[kept])
     weights = balanced_weights(labels[kept]) if balanced else None
-    parts = [
-        _Part(crop, mirror, labels, kept & (folds != fold), num_classes, balanced) for fold in np.unique(folds[kept])
-    ]
-    outside = [folds == fold for fold in np.unique(folds[kept])]
-
-    best, since = (np.inf, STRENGTHS[0], np.empty(0)), 0
+    parts = {
+        int(fold): _Part(crop, mirror, labels, kept & (folds != fold), num_classes, balanced)
+        for fold in np.unique(folds[kept])
+    }
+    logits = np.zeros((len(labels), num_classes), dtype=np.float32)
+    best_loss, best_strength, best_heads, best_logits, since = np.inf, STRENGTHS[0], dict[int, Head](), logits, 0
     for strength in STRENGTHS:
-        logits = np.zeros((len(labels), num_classes), dtype=np.float32)
-        for part, rows in zip(parts, outside, strict=True):
-            weight, bias = part.fit(strength)
-            logits[rows] = crop[rows] @ weight.T + bias
-        loss = log_loss(logits[kept], labels[kept], weights)
-        best, since = ((loss, strength, logits), 0) if loss < best[0] else (best, since + 1)
+        heads, logits = {fold: part.fit(strength) for fold, part in parts.items()}, np.zeros_like(logits)
+        for fold, head in heads.items():
+            logits[folds == fold] = head.logits(crop[folds == fold])
+        loss, since = log_loss(logits[kept], labels[kept], weights), since + 1
+        if loss < best_loss:
+            best_loss, best_strength, best_heads, best_logits, since = loss, strength, heads, logits, 0
         if since == PATIENCE:
             break
 
-    loss, strength, logits = best
-    weight, bias = _Part(crop, mirror, labels, kept, num_classes, balanced).fit(strength)
-    logits[~kept] = crop[~kept] @ weight.T + bias
-    return Probe(weight, bias, logits, fit_temperature(logits[kept], labels[kept], weights), strength, loss)
+    head = _Part(crop, mirror, labels, kept, num_classes, balanced).fit(best_strength)
+    best_logits[~kept] = head.logits(crop[~kept])
+    temperature = fit_temperature(best_logits[kept], labels[kept], weights)
+    return Probe(head, best_heads, best_logits, temperature, best_strength, best_loss)
 
 
 class _Part:
@@ -87,16 +100,12 @@ class _Part:
         self.weights = balanced_weights(self.labels) if balanced else None
         self.model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-3)
 
-    def fit(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
-        """weight (classes, d) and bias (classes,) float32, for features as they come.
-
-        A class without an image here gets the mean of the others' rows, and at most one chance in n + 1.
-        """
+    def fit(self, strength: float) -> Head:
+        """A class without an image here gets the mean of the others' rows, and at most one chance in n + 1."""
         classes = np.unique(self.labels)
         present, offset = np.zeros((len(classes), self.features.shape[1])), np.zeros(len(classes))
         if len(classes) > 1:
-            with threadpool_limits(1, "blas"):  # products this small cost more to share out than to compute
-                self.model.set_params(C=strength).fit(self.features, self.labels, self.weights)
+            self.model.set_params(C=strength).fit(self.features, self.labels, self.weights)
             present, offset = self.model.coef_, self.model.intercept_
             if len(classes) == 2:  # the library keeps one row, of the second class against the first
                 present, offset = np.concatenate([-present, present]) / 2, np.concatenate([-offset, offset]) / 2
@@ -104,7 +113,7 @@ class _Part:
         bias = np.full(self.num_classes, offset.mean() - np.log(len(self.labels) / 2 + 1))
         weight[classes], bias[classes] = present, offset
         weight = weight / self.std
-        return weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32)
+        return Head(weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32))
 
 
 def _check(labels: np.ndarray, folds: np.ndarray) -> None:
