@@ -61,10 +61,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("place", PLACES)
 def test_the_same_model_with_its_tensor_inside_is_read(folder: Path, place: str) -> None:
     onnx.save(model_with_tensor_in(None, place), folder / "model.onnx")
-    session, class_names = predict.load_model(folder / "model.onnx", "cpu")
-    (row,) = predict.run(session, [np.ones((2, 2, 3), np.uint8)])
-    assert class_names == ["hotdog", "not-hotdog"]
-    np.testing.assert_array_equal(row, WEIGHTS.sum(0))
+    model = predict.load_model(folder / "model.onnx", "cpu")
+    (answer,) = predict.run(model, [np.ones((2, 2, 3), np.uint8)])
+    assert model.class_names == ["hotdog", "not-hotdog"]
+    np.testing.assert_array_equal(answer.probabilities, WEIGHTS.sum(0))
     assert read_whole(folder / "model.onnx", None).graph.name == "model"
 
 
@@ -75,7 +75,7 @@ def test_the_same_model_with_its_tensor_inside_is_read(folder: Path, place: str)
 def test_predict_reads_no_tensor_from_another_file(folder: Path, place: str, location: str) -> None:
     location = location.format(absolute=folder.parent / "weights.bin")
     (folder / "model.onnx").write_bytes(model_with_tensor_in(location, place).SerializeToString())
-    with pytest.raises(predict.ModelError, match=r"model\.onnx: cannot be loaded"):
+    with pytest.raises(predict.UsageError, match=r"model\.onnx: cannot be loaded"):
         predict.load_model(folder / "model.onnx", "cpu")
 
 

@@ -186,7 +186,7 @@ def test_dropped_and_pasted_pictures_are_classified(page, expected) -> None:
 def test_each_hostile_file_dropped_ends_in_predict_pys_answer_or_in_a_message(
     browser, url_of, model_path: Path, tmp_path: Path
 ) -> None:
-    session, class_names = predict.load_model(model_path, "cpu")
+    model = predict.load_model(model_path, "cpu")
     page = open_page(browser, url_of(model_path))
     page.on("console", lambda line: page.problems.append(line.text) if line.type in ("error", "warning") else None)
     good = classify(page, "good.png", PNG)
@@ -201,11 +201,13 @@ def test_each_hostile_file_dropped_ends_in_predict_pys_answer_or_in_a_message(
             assert sum(found.values()) == pytest.approx(1, abs=1e-4), name
             (tmp_path / name).write_bytes(content)
             try:
-                row = predict.run(session, [predict.read_image(tmp_path / name)])[0]
+                row = predict.run(model, [predict.read_image(tmp_path / name)])[0].probabilities
             except predict.ImageError:
                 outcomes["answered by the page alone"] += 1  # broken metadata around sound pixels
             else:
-                assert found == pytest.approx(dict(zip(class_names, map(float, row), strict=True)), abs=1e-3), name
+                assert found == pytest.approx(dict(zip(model.class_names, map(float, row), strict=True)), abs=1e-3), (
+                    name
+                )
         outcomes["message" if isinstance(found, str) else "probabilities"] += 1
         if number % 20 == 19:
             assert classify(page, "good.png", PNG) == good
