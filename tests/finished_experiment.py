@@ -9,7 +9,7 @@ from stages.evaluate.measure import measure
 from stages.evaluate.scores import predictions_from
 from stages.evaluate.tables import write_curves, write_predictions
 from stages.shared import artifacts
-from stages.shared.dataset import Entry, Manifest, load_manifest, save_manifest
+from stages.shared.dataset import Manifest, TestFile, load_test_files, save_manifest, save_test_files
 from stages.shared.files import write_json, write_text
 from stages.shared.metrics import softmax
 from stages.shared.transforms import Transform
@@ -23,13 +23,11 @@ def write_split(class_names: Sequence[str], num_images: int, *, file_name: str =
     artifacts.TEST_SPLIT.mkdir(parents=True)
     np.save(artifacts.TEST_SPLIT / "pixels.npy", pixels)
     np.save(artifacts.TEST_SPLIT / "labels.npy", labels)
-    entries = [
-        Entry(f"test/{class_names[label]}/{file_name.format(i)}", int(label), "0" * 64)
-        for i, label in enumerate(labels)
-    ]
+    files = [TestFile(f"test/{class_names[label]}/{file_name.format(i)}", "0" * 64) for i, label in enumerate(labels)]
+    save_test_files(artifacts.TEST_SPLIT, files)
     transform = Transform(32, 32, (0.5,) * 3, (0.5,) * 3)
     facts = {"digest": "d" * 64, "transform": transform, "max_side": 32, "side": 32}
-    save_manifest(artifacts.MANIFEST, Manifest(class_names=tuple(class_names), train=(), test=tuple(entries), **facts))
+    save_manifest(artifacts.MANIFEST, Manifest(class_names=tuple(class_names), train=(), **facts))
     return labels
 
 
@@ -55,7 +53,7 @@ def write_evaluation(recipe: str, class_names: Sequence[str], labels: np.ndarray
     folder, predictions = artifacts.evaluate_dir(recipe), predictions_from(logits, labels)
     metrics = measure(predictions, class_names, bins=15, samples=100, seed=0)
     write_json(folder / "metrics.json", {"recipe": recipe, **metrics, "device": "cpu"})
-    paths = load_manifest(artifacts.MANIFEST).test_paths
+    paths = [file.path for file in load_test_files(artifacts.TEST_SPLIT)]
     write_predictions(folder, predictions, softmax(logits), class_names, paths)
     write_curves(folder, predictions, bins=15)
 

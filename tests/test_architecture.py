@@ -91,12 +91,62 @@ def test_shared_modules_serve_at_least_two_stages():
         assert len(users) >= 2, f"{module.name} serves only {users}: move it into that stage"
 
 
+def outs(name: str) -> set[str]:
+    """The paths that a stage writes, its metrics and plots included."""
+    listed = [out for kind in ("outs", "metrics", "plots") for out in STAGES[name].get(kind, [])]
+    return {out if isinstance(out, str) else next(iter(out)) for out in listed}
+
+
+def overlap(path: str, other: str) -> bool:
+    """Whether one of the two is the other, or a folder around it."""
+    first, second = Path(path), Path(other)
+    return first == second or first in second.parents or second in first.parents
+
+
+def names_used(file: Path) -> set[str]:
+    """Every imported name, attribute and string of a file."""
+    nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return imported | attributes | {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+
+
+EVALUATIONS = {"evaluate", "zero_shot"}
+TEST_LABELS = "artifacts/preprocess/test/labels.npy"
+
+
+def test_only_evaluations_depend_on_the_test_labels():
+    readers = {name for name in STAGES if any(overlap(dep, TEST_LABELS) for dep in STAGES[name]["deps"])}
+    assert readers == EVALUATIONS
+
+
+def test_only_evaluations_open_the_test_labels():
+    """In the code too: the one function that reads them is imported, and their file is named, nowhere else."""
+    readers = {
+        name
+        for name in STAGES
+        for file in sources(stage_unit(name))
+        if names_used(file) & {"load_test_split", "test/labels.npy"}
+    }
+    assert readers == EVALUATIONS
+    naming = {file for module in CODE for file in sources(Path(module)) if "labels.npy" in names_used(file)}
+    assert naming == {Path("stages/shared/dataset.py"), Path("stages/preprocess/store.py")}
+
+
+@pytest.mark.parametrize("name", sorted({"features", "inspect", "train", "select"} & set(STAGES)))
+def test_nothing_that_chooses_comes_after_an_evaluation(name):
+    found, todo = {name}, [name]
+    while todo:
+        deps = STAGES[todo.pop()]["deps"]
+        before = {other for other in STAGES for dep in deps for out in outs(other) if overlap(dep, out)}
+        todo += before - found
+        found |= before
+    assert not found & EVALUATIONS
+
+
 def test_every_out_is_an_artifact():
-    for name, stage in STAGES.items():
-        for kind in ("outs", "metrics", "plots"):
-            for out in stage.get(kind, []):
-                path = out if isinstance(out, str) else next(iter(out))
-                assert path.startswith("artifacts/"), (name, path)
+    for name in STAGES:
+        assert all(path.startswith("artifacts/") for path in outs(name)), name
 
 
 def test_every_requirement_is_pinned():

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from stages.shared.dataset import (
     Entry,
     Manifest,
+    TestFile,
     TestSplit,
     TrainSplit,
     load_manifest,
+    load_test_files,
+    load_test_pixels,
     load_test_split,
     load_train_split,
     pack_canvas,
     save_manifest,
+    save_test_files,
 )
 from stages.shared.transforms import Transform
 
@@ -27,7 +31,6 @@ MANIFEST = Manifest(
     max_side=64,
     side=8,
     train=(Entry("train/hotdog/ä.png", 0, "1" * 64), Entry("train/not-hotdog/b.png", 1, "2" * 64)),
-    test=(Entry("test/hotdog/c.png", 0, "3" * 64),),
 )
 
 
@@ -132,7 +135,29 @@ def test_manifest_survives_the_round_trip(tmp_path):
     save_manifest(tmp_path / "manifest.json", MANIFEST)
     assert load_manifest(tmp_path / "manifest.json") == MANIFEST
     assert MANIFEST.train_paths == ("train/hotdog/ä.png", "train/not-hotdog/b.png")
-    assert MANIFEST.test_paths == ("test/hotdog/c.png",)
+
+
+def test_test_files_survive_the_round_trip(tmp_path):
+    files = (TestFile("test/hotdog/ä.png", "3" * 64), TestFile("test/hotdog/c.png", "4" * 64))
+    save_test_files(tmp_path, files)
+    assert load_test_files(tmp_path) == files
+
+
+@pytest.mark.parametrize("text", ["", "{", "1", '[{"a": 1}]', "[3]"])
+def test_anything_else_is_no_list_of_test_files(tmp_path, text):
+    with pytest.raises(ValueError, match=r"files\.json: no such file; run preprocess"):
+        load_test_files(tmp_path)
+    (tmp_path / "files.json").write_text(text)
+    with pytest.raises(ValueError, match=r"files\.json: not a list of test files .*run preprocess again"):
+        load_test_files(tmp_path)
+
+
+def test_test_images_are_read_without_their_labels(tmp_path):
+    store_train(tmp_path)
+    (tmp_path / "labels.npy").unlink()
+    assert load_test_pixels(tmp_path).shape == (3, 8, 8, 3)
+    with pytest.raises(ValueError, match=r"labels\.npy: no such file"):
+        load_test_split(tmp_path)
 
 
 def test_missing_manifest_is_named(tmp_path):
@@ -140,7 +165,7 @@ def test_missing_manifest_is_named(tmp_path):
         load_manifest(tmp_path / "manifest.json")
 
 
-@pytest.mark.parametrize("key", ["class_names", "digest", "side", "train", "test"])
+@pytest.mark.parametrize("key", ["class_names", "digest", "side", "train"])
 def test_manifest_without_a_key_is_refused(tmp_path, key):
     save_manifest(tmp_path / "manifest.json", MANIFEST)
     values = json.loads((tmp_path / "manifest.json").read_text())
@@ -150,7 +175,7 @@ def test_manifest_without_a_key_is_refused(tmp_path, key):
         load_manifest(tmp_path / "manifest.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"train": 3}', '{"train": [{"a": 1}], "test": []}', "\x80"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"train": 3}', '{"train": [{"a": 1}], "side": 8}', "\x80"])
 def test_anything_else_is_not_a_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match="not a manifest"):

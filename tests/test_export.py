@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stages.check_parity.placement import misplaced
-from stages.export.__main__ import calibration_crops
+from stages.export.__main__ import choose_training_images, train_crops
 from stages.export.card import model_card
 from stages.export.core import export_core
 from stages.export.deploy import deployable
@@ -219,10 +219,18 @@ def test_calibration_sees_training_images_without_their_padding() -> None:
     pixels = np.zeros((2, 100, 100, 3), np.uint8)
     pixels[0, :40, :60], pixels[1, :90, :90] = 200, 100
     train = TrainSplit(pixels, np.array([[40, 60], [90, 90]], np.int32), np.array([0, 1]))
-    crops = calibration_crops(train, 36, 32)
+    crops = train_crops(train, [0, 1], 36, 32)
     assert crops.shape == (2, 32, 32, 3)
     assert (crops[0] == 200).all()
     assert (crops[1] == 100).all()
+
+
+@pytest.mark.parametrize("num_images", [2, 24, 1000])
+def test_variants_are_judged_on_other_images_than_they_were_calibrated_on(num_images: int) -> None:
+    calibration, judging = choose_training_images(num_images)
+    assert calibration
+    assert judging
+    assert not set(calibration) & set(judging)
 
 
 def test_calibration_images_are_spread_over_all_classes() -> None:

@@ -21,7 +21,7 @@ from stages.preprocess.find import Source, find_images
 from stages.preprocess.split import split_images
 from stages.preprocess.store import shrink
 from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
-from stages.shared.dataset import load_manifest, load_test_split, load_train_split
+from stages.shared.dataset import load_manifest, load_test_files, load_test_split, load_train_split
 from stages.shared.params import load_params
 
 PROJECT = Path(__file__).parent.parent
@@ -94,14 +94,14 @@ def test_test_images_are_bitwise_what_torchvision_feeds(project):
     draw("test/hot/large.png", noise(1, 300, 211))
     draw("test/not/photo.jpg", noise(2, 90, 50))
     main()
-    split, manifest = load_test_split(TEST_SPLIT), load_manifest(MANIFEST)
+    split, files = load_test_split(TEST_SPLIT), load_test_files(TEST_SPLIT)
     transform = T.Compose([T.PILToTensor(), T.Resize([RESIZE, RESIZE], antialias=True), T.CenterCrop(CROP)])
     assert split.pixels.shape == (6, CROP, CROP, 3)
-    assert "test/hot/large.png" in manifest.test_paths
-    for row, entry in enumerate(manifest.test):
+    assert "test/hot/large.png" in [file.path for file in files]
+    for row, entry in enumerate(files):
         expected = transform(Image.open(IMAGES / entry.path)).permute(1, 2, 0)
         assert torch.equal(torch.from_numpy(split.pixels[row].copy()), expected)
-        assert split.labels[row] == entry.label == (entry.path.split("/")[1] == "not")
+        assert split.labels[row] == (entry.path.split("/")[1] == "not")
 
 
 def test_large_training_images_are_downscaled_with_antialias(project):
@@ -153,7 +153,7 @@ def test_two_runs_write_the_same_bytes(project):
     first = outputs()
     assert {str(path) for path in first} == {
         *("train/pixels.npy", "train/sizes.npy", "train/labels.npy", "test/pixels.npy", "test/labels.npy"),
-        *("manifest.json", "report.json"),
+        *("test/files.json", "manifest.json", "report.json"),
     }
     main()
     assert outputs() == first
@@ -166,7 +166,7 @@ def test_content_digest_covers_shape_and_pixels_and_not_the_file(project):
     draw("test/hot/b.bmp", pixels)
     draw("test/hot/c.png", pixels.reshape(9, 4, 3))
     main()
-    digests = {entry.path: entry.sha256 for entry in load_manifest(MANIFEST).test}
+    digests = {entry.path: entry.sha256 for entry in load_test_files(TEST_SPLIT)}
     assert digests["test/hot/a.png"] == hashlib.sha256(b"(4, 9, 3)" + pixels.tobytes()).hexdigest()
     assert digests["test/hot/a.png"] == digests["test/hot/b.bmp"] != digests["test/hot/c.png"]
 
@@ -179,6 +179,8 @@ def test_data_digest_follows_content_and_sizes_but_not_names(project):
     draw_splits()
     first = digest()
     (IMAGES / "train/hot/2.png").rename(IMAGES / "train/hot/9.png")  # still the last of its class
+    assert digest() == first
+    draw("test/hot/9.png", noise(78))  # no part of what is trained on
     assert digest() == first
     draw("train/hot/9.png", noise(77))
     second = digest()
@@ -245,11 +247,11 @@ def test_class_folders_alone_are_split_by_content(project):
     manifest, train, test = load_manifest(MANIFEST), load_train_split(TRAIN_SPLIT), load_test_split(TEST_SPLIT)
     assert len(train) + len(test) == 21
     assert np.bincount(test.labels).tolist() in ([2, 2], [3, 2])  # a copy counts with its original
-    assert not {e.sha256 for e in manifest.train} & {e.sha256 for e in manifest.test}
+    assert not {e.sha256 for e in manifest.train} & {e.sha256 for e in load_test_files(TEST_SPLIT)}
     assert report()["duplicates"]["removed_from_train"] == 0
     assert list(manifest.train_paths) == sorted(manifest.train_paths)
     transform = T.Compose([T.Resize([RESIZE, RESIZE], antialias=True), T.CenterCrop(CROP)])
-    for row, entry in enumerate(manifest.test):
+    for row, entry in enumerate(load_test_files(TEST_SPLIT)):
         pixels = torch.from_numpy(np.array(Image.open(IMAGES / entry.path))).permute(2, 0, 1)
         np.testing.assert_array_equal(test.pixels[row], transform(pixels).permute(1, 2, 0))
     for row, entry in enumerate(manifest.train):
@@ -277,7 +279,7 @@ def test_training_copies_of_test_images_are_removed_counted_and_named(project):
     main()
     manifest = load_manifest(MANIFEST)
     assert len(manifest.train) == 6
-    assert len(manifest.test) == 5
+    assert len(load_test_files(TEST_SPLIT)) == 5
     assert manifest.side == 30  # the canvas of what is left, and the rows of what is left
     for row, entry in enumerate(manifest.train):
         original = np.asarray(Image.open(IMAGES / entry.path))
@@ -547,7 +549,7 @@ def test_a_handful_of_real_photos_goes_through(project):
     assert result["train"]["images"] + result["test"]["images"] == len(chosen) >= 8
     assert sum(result["skipped"].values()) == 0
     assert result["canvas_side"] == params.preprocess.max_side
-    for entry, pixels in zip(load_manifest(MANIFEST).test, load_test_split(TEST_SPLIT).pixels, strict=True):
+    for entry, pixels in zip(load_test_files(TEST_SPLIT), load_test_split(TEST_SPLIT).pixels, strict=True):
         transform = T.Compose([T.PILToTensor(), T.Resize([RESIZE, RESIZE], antialias=True), T.CenterCrop(CROP)])
         expected = transform(Image.open(IMAGES / entry.path).convert("RGB")).permute(1, 2, 0)
         assert torch.equal(torch.from_numpy(pixels.copy()), expected)

@@ -13,7 +13,7 @@ from torch import nn
 
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, digest, load_checkpoint
-from stages.shared.dataset import load_manifest, load_test_split
+from stages.shared.dataset import load_test_files, load_test_pixels
 from stages.shared.files import read_json
 from stages.shared.transforms import normalize
 
@@ -36,7 +36,7 @@ def load_subjects(recipe: str) -> Subjects:
     """Raises ValueError when the checkpoint, the files, the crops and the reference do not belong together."""
     model, facts = load_checkpoint(artifacts.train_dir(recipe) / "checkpoint.safetensors")
     sidecar = _read_sidecar(artifacts.EXPORT / "export.json")
-    crops = load_test_split(artifacts.TEST_SPLIT).pixels
+    crops = load_test_pixels(artifacts.TEST_SPLIT)
     weights_digest = digest(model)
     reference = _read_reference(artifacts.EXPORT / "reference.safetensors", weights_digest, crops)
     return Subjects(
@@ -47,7 +47,7 @@ def load_subjects(recipe: str) -> Subjects:
         not_shipped={row["file"]: row["reason"] for row in sidecar["variants"] if not row["shipped"]},
         crops=crops,
         images=_normalized(crops, facts),
-        paths=[artifacts.SOURCE_DATASET / "images" / path for path in load_manifest(artifacts.MANIFEST).test_paths],
+        paths=[artifacts.SOURCE_DATASET / "images" / file.path for file in load_test_files(artifacts.TEST_SPLIT)],
         float64=reference["float64"],
         float32=reference["float32"],
     )

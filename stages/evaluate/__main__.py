@@ -14,7 +14,7 @@ from stages.evaluate.scores import predictions_from
 from stages.evaluate.tables import write_curves, write_predictions
 from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, load_checkpoint
-from stages.shared.dataset import Manifest, load_manifest, load_test_split
+from stages.shared.dataset import Manifest, load_manifest, load_test_files, load_test_split
 from stages.shared.files import write_json
 from stages.shared.inference import agreement, fast_predictor, predict_logits
 from stages.shared.metrics import softmax
@@ -34,6 +34,8 @@ def main(recipe: str) -> None:
     manifest = load_manifest(artifacts.MANIFEST)
     split = load_test_split(artifacts.TEST_SPLIT)
     check_same_task(checkpoint, facts, manifest)
+    if not len(split):
+        raise ValueError(f"{artifacts.TEST_SPLIT}: no images; give the data set a test split and run preprocess again")
 
     device = choose_device(params.runtime.device)
     logits, how = predict(model, split.pixels, facts, device, params.evaluate.execution)
@@ -43,7 +45,8 @@ def main(recipe: str) -> None:
     bins, samples = params.evaluate.calibration_bins, params.evaluate.bootstrap_samples
     metrics = measure(predictions, facts.class_names, bins=bins, samples=samples, seed=params.seed)
     folder = artifacts.evaluate_dir(recipe)
-    write_predictions(folder, predictions, softmax(logits), facts.class_names, manifest.test_paths)
+    paths = [file.path for file in load_test_files(artifacts.TEST_SPLIT)]
+    write_predictions(folder, predictions, softmax(logits), facts.class_names, paths)
     write_curves(folder, predictions, bins=bins)
     ran_on = {**how, "device": describe_machine(device)["device"]}
     write_json(folder / "metrics.json", {"recipe": recipe, **metrics, **ran_on})
@@ -58,8 +61,6 @@ def check_same_task(checkpoint: Path, facts: Facts, manifest: Manifest) -> None:
         )
     if facts.data_digest != manifest.digest:
         raise ValueError(f"{checkpoint}: trained on other data than {artifacts.MANIFEST} describes; run train again")
-    if not manifest.test:
-        raise ValueError(f"{artifacts.TEST_SPLIT}: no images; give the data set a test split and run preprocess again")
 
 
 def predict(

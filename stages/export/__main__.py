@@ -9,6 +9,7 @@ artifacts/export/export.json, MODEL_CARD.md
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,13 +25,13 @@ from stages.export.triton import write_repository
 from stages.export.variants import choose_evenly, ship_variants
 from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, digest, load_checkpoint
-from stages.shared.dataset import Manifest, TrainSplit, load_manifest, load_test_split, load_train_split
+from stages.shared.dataset import Manifest, TrainSplit, load_manifest, load_test_pixels, load_train_split
 from stages.shared.files import write_json, write_text
 from stages.shared.metrics import accuracy
 from stages.shared.params import Params, load_params
 from stages.shared.transforms import resize_center_crop
 
-NUM_CALIBRATION = 128  # training images
+NUM_CALIBRATION = 128  # training images; as many others judge the variants
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     checkpoint = artifacts.train_dir(params.export.recipe) / "checkpoint.safetensors"
     model, facts = load_checkpoint(checkpoint)
     manifest = load_manifest(artifacts.MANIFEST)
-    test, train = load_test_split(artifacts.TEST_SPLIT), load_train_split(artifacts.TRAIN_SPLIT)
+    crops, train = load_test_pixels(artifacts.TEST_SPLIT), load_train_split(artifacts.TRAIN_SPLIT)
     check_same_data(str(checkpoint), facts, manifest)
     metadata = describe(facts, digest(model))
 
@@ -51,17 +52,20 @@ def main() -> None:
     )
     print(f"{artifacts.MODEL}: {artifacts.MODEL.stat().st_size / 1e6:.1f} MB, opset {params.export.opset}", flush=True)
 
-    logits = compute_reference(model, test.pixels, facts)
-    save_reference(artifacts.EXPORT / "reference.safetensors", logits, test.pixels, test.labels, metadata)
+    logits = compute_reference(model, crops, facts)
+    save_reference(artifacts.EXPORT / "reference.safetensors", logits, crops, metadata)
+    calibration, judging = choose_training_images(len(train))
+    judged = train_crops(train, judging, facts.transform.resize, facts.transform.crop)
+    expected = compute_reference(model, judged, facts)["float64"]
     variants = ship_variants(
         artifacts.EXPORT,
         core,
         facts,
         metadata,
-        calibration=calibration_crops(train, facts.transform.resize, facts.transform.crop),
-        crops=test.pixels,
-        labels=test.labels,
-        reference=logits["float64"],
+        calibration=train_crops(train, calibration, facts.transform.resize, facts.transform.crop),
+        crops=judged,
+        labels=train.labels[judging],
+        reference=expected,
         max_drop=params.export.max_accuracy_drop,
         max_errors={"core.fp16.onnx": params.parity.fp16, "model.int8.onnx": params.parity.int8},
     )
@@ -72,7 +76,7 @@ def main() -> None:
         )
 
     write_repository(artifacts.EXPORT / "triton", artifacts.MODEL, facts.class_names)
-    top_1 = accuracy(logits["float64"], test.labels)
+    top_1 = accuracy(expected, train.labels[judging])
     full = {"file": "model.onnx", "accuracy": top_1, "accuracy_drop": 0.0, "error": 0.0, "shipped": True, "reason": ""}
     sidecar = provenance(params, facts, metadata, [full, *variants])
     write_json(artifacts.EXPORT / "export.json", sidecar)
@@ -81,7 +85,7 @@ def main() -> None:
         sidecar,
         [full, *variants],
         num_train=len(train),
-        num_test=len(test),
+        num_test=len(crops),
         evaluation=artifacts.evaluate_dir(params.export.recipe),
     )
     write_text(artifacts.EXPORT / "MODEL_CARD.md", card)
@@ -109,10 +113,15 @@ def describe(facts: Facts, weights_digest: str) -> dict[str, str]:
     }
 
 
-def calibration_crops(train: TrainSplit, resize: int, crop: int) -> np.ndarray:
-    """uint8 (n, crop, crop, 3): TRAINING images under the test transform; the test split must not shape the model."""
-    indices = choose_evenly(len(train), NUM_CALIBRATION)
-    images = (train.pixels[index][: train.sizes[index][0], : train.sizes[index][1]] for index in indices)
+def choose_training_images(num_images: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Rows that calibrate the variants, and other rows that judge them: the test split must not shape what is shipped."""
+    chosen = choose_evenly(num_images, 2 * NUM_CALIBRATION)
+    return chosen[::2], chosen[1::2] or chosen
+
+
+def train_crops(train: TrainSplit, rows: Sequence[int], resize: int, crop: int) -> np.ndarray:
+    """uint8 (n, crop, crop, 3): these training images under the test transform."""
+    images = (train.pixels[row][: train.sizes[row][0], : train.sizes[row][1]] for row in rows)
     return np.stack([resize_center_crop(image, resize, crop) for image in images])
 
 

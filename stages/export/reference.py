@@ -29,14 +29,11 @@ def compute_reference(model: nn.Module, crops: np.ndarray, facts: Facts) -> dict
     return logits
 
 
-def save_reference(
-    path: Path, logits: dict[str, np.ndarray], crops: np.ndarray, labels: np.ndarray, binding: dict[str, str]
-) -> None:
+def save_reference(path: Path, logits: dict[str, np.ndarray], crops: np.ndarray, binding: dict[str, str]) -> None:
     """One safetensors file; `binding` (digests, class names) goes into its metadata with the crops' own digest."""
     metadata = {**binding, "crops_sha256": crops_digest(crops)}
     with replacing(path) as part:
-        tensors = {**logits, "labels": np.ascontiguousarray(labels)}
-        part.write_bytes(save(tensors, metadata={"facts": json.dumps(metadata, sort_keys=True)}))
+        part.write_bytes(save(logits, metadata={"facts": json.dumps(metadata, sort_keys=True)}))
 
 
 def crops_digest(crops: np.ndarray) -> str:

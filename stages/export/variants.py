@@ -1,4 +1,4 @@
-"""Which files are shipped: the network in float16 and int8, each only while its test accuracy and its logits hold."""
+"""Which files are shipped: the network in float16 and int8, each only while its accuracy and its logits hold."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def ship_variants(
     metadata: Mapping[str, str],
     *,
     calibration: np.ndarray,  # uint8 (n, crop, crop, 3), training images
-    crops: np.ndarray,  # uint8 (m, crop, crop, 3), test images
+    crops: np.ndarray,  # uint8 (m, crop, crop, 3), training images that were not used for calibration
     labels: np.ndarray,  # (m,)
     reference: np.ndarray,  # (m, classes), float64 logits
     max_drop: float,

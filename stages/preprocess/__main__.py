@@ -1,7 +1,7 @@
 """The preprocess stage: source images in, a training-ready split out.
 
 Every image is decoded once, checked and stored: training images whole on a canvas, test images as the model is fed.
-A manifest lists each row's file, label and content digest; a report says what was skipped, turned, doubled or scaled.
+A manifest lists each training row's file, label and content digest, files.json the test rows' files; a report says what was skipped, turned, doubled or scaled.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from stages.preprocess.split import split_images
 from stages.preprocess.store import Image, stage_images, write_split
 from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.cli import run
-from stages.shared.dataset import Entry, Manifest, save_manifest
+from stages.shared.dataset import Entry, Manifest, TestFile, save_manifest, save_test_files
 from stages.shared.files import naming, write_json
 from stages.shared.params import load_params
 from stages.shared.transforms import Transform
@@ -39,10 +39,11 @@ def main() -> None:
         side = max(max(image.size) for image in split.train)
         write_split(staged, "train", split.train, side, staging / "train")
         write_split(staged, "test", split.test, transform.crop, staging / "test")
+        save_test_files(staging / "test", [TestFile(image.source.path, image.sha256) for image in split.test])
         publish(staging / "train", TRAIN_SPLIT)
         publish(staging / "test", TEST_SPLIT)
 
-    save_manifest(MANIFEST, build_manifest(split.train, split.test, layout.class_names, transform, max_side, side))
+    save_manifest(MANIFEST, build_manifest(split.train, layout.class_names, transform, max_side, side))
     report = build_report(layout, staged.skipped, split, side)
     write_json(PREPROCESS_REPORT, report)
     print(summarize(report), flush=True)
@@ -71,22 +72,14 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def build_manifest(
-    train: Sequence[Image],
-    test: Sequence[Image],
-    class_names: tuple[str, ...],
-    transform: Transform,
-    max_side: int,
-    side: int,
+    train: Sequence[Image], class_names: tuple[str, ...], transform: Transform, max_side: int, side: int
 ) -> Manifest:
-    """The manifest of two splits. Its digest covers what a model is fed, row by row, and not what the files are called."""
-    train_entries, test_entries = (
-        tuple(Entry(image.source.path, image.source.label, image.sha256) for image in images)
-        for images in (train, test)
-    )
-    fed = [[(entry.label, entry.sha256) for entry in entries] for entries in (train_entries, test_entries)]
+    """The training split's manifest. Its digest covers what a model is fed, row by row, and not what the files are called."""
+    entries = tuple(Entry(image.source.path, image.source.label, image.sha256) for image in train)
+    fed = [(entry.label, entry.sha256) for entry in entries]
     sizes = {"resize": transform.resize, "crop": transform.crop, "max_side": max_side}
     digest = hashlib.sha256(json.dumps([class_names, side, sizes, fed]).encode()).hexdigest()
-    return Manifest(class_names, digest, transform, max_side, side, train_entries, test_entries)
+    return Manifest(class_names, digest, transform, max_side, side, entries)
 
 
 def summarize(report: dict[str, Any]) -> str:

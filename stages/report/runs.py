@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.report.mistakes import Mistake, most_confident_mistakes
 from stages.shared import artifacts
-from stages.shared.dataset import load_test_split
+from stages.shared.dataset import load_test_pixels
 from stages.shared.files import read_json
 
 NUM_MISTAKES = 8  # pictures a recipe
@@ -30,10 +30,10 @@ class Run:
 def read_run(recipe: str) -> Run:
     train_dir, evaluate_dir = artifacts.train_dir(recipe), artifacts.evaluate_dir(recipe)
     predictions = read_csv(evaluate_dir / "predictions.csv", f"evaluate {recipe}")
-    split = load_test_split(artifacts.TEST_SPLIT)
-    if len(split) != len(predictions):
+    pixels = load_test_pixels(artifacts.TEST_SPLIT)
+    if len(pixels) != len(predictions):
         raise ValueError(
-            f"{evaluate_dir / 'predictions.csv'}: {len(predictions)} images, but the test split has {len(split)}; "
+            f"{evaluate_dir / 'predictions.csv'}: {len(predictions)} images, but the test split has {len(pixels)}; "
             f"run evaluate {recipe} again"
         )
     return Run(
@@ -44,7 +44,7 @@ def read_run(recipe: str) -> Run:
         predictions=predictions,
         roc=read_csv(evaluate_dir / "roc.csv", f"evaluate {recipe}"),
         calibration=read_csv(evaluate_dir / "calibration.csv", f"evaluate {recipe}"),
-        mistakes=most_confident_mistakes(predictions, split.pixels, NUM_MISTAKES),
+        mistakes=most_confident_mistakes(predictions, pixels, NUM_MISTAKES),
     )
 
 

@@ -14,7 +14,7 @@ PRETRAIN = ROOT / "pretrain"  # summary.json, and weights.safetensors where a so
 
 # preprocess
 TRAIN_SPLIT = ROOT / "preprocess" / "train"  # pixels.npy, sizes.npy, labels.npy
-TEST_SPLIT = ROOT / "preprocess" / "test"  # pixels.npy, labels.npy
+TEST_SPLIT = ROOT / "preprocess" / "test"  # pixels.npy, labels.npy (opened by evaluations alone), files.json
 MANIFEST = ROOT / "preprocess" / "manifest.json"
 PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
 

@@ -1,12 +1,13 @@
-"""The training-ready data set: two splits as memory-mapped arrays, and the manifest that says what is in them.
+"""The training-ready data set: two splits as memory-mapped arrays, and the lists that say what is in them.
 
 preprocess/
   train/pixels.npy  uint8 (N, S, S, 3): each image top-left on a canvas of zeros
   train/sizes.npy   int32 (N, 2): each image's (height, width) on its canvas
   train/labels.npy  int64 (N,)
   test/pixels.npy   uint8 (M, crop, crop, 3): resized and cropped as the model is fed
-  test/labels.npy   int64 (M,)
-  manifest.json     class names, digests, and the rows' source files in row order
+  test/labels.npy   int64 (M,): read by evaluation alone, so that nothing is chosen by them
+  test/files.json   the test rows' source files and digests, in row order
+  manifest.json     class names, sizes, and the training rows' source files, labels and digests, in row order
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class TestSplit:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a split."""
+    """One row of the training split."""
 
     path: str  # of the source file, relative to the images folder
     label: int
@@ -60,22 +61,29 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class TestFile:
+    """One row of the test split, without its label."""
+
+    __test__ = False
+
+    path: str  # of the source file, relative to the images folder
+    sha256: str  # of the decoded pixels and their shape
+
+
+@dataclass(frozen=True)
 class Manifest:
+    """What a model is trained on. It tells nothing of the test split."""
+
     class_names: tuple[str, ...]  # a label is an index into these
-    digest: str  # sha256 of everything a model is fed: contents, labels, their order, and the sizes below
+    digest: str  # sha256 of everything a model is trained on: contents, labels, their order, and the sizes below
     transform: Transform  # that the test images went through but for the normalisation, and that every model is fed by
     max_side: int  # pixels, longest side a training image may keep
     side: int  # pixels, the training canvas
     train: tuple[Entry, ...]
-    test: tuple[Entry, ...]
 
     @property
     def train_paths(self) -> tuple[str, ...]:
         return tuple(entry.path for entry in self.train)
-
-    @property
-    def test_paths(self) -> tuple[str, ...]:
-        return tuple(entry.path for entry in self.test)
 
 
 def pack_canvas(images: Sequence[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,16 +109,41 @@ def load_train_split(folder: Path) -> TrainSplit:
     try:
         return TrainSplit(pixels, sizes, labels)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}; run preprocess again") from None
+        raise _rerun(folder, error) from None
 
 
 def load_test_split(folder: Path) -> TestSplit:
-    """Memory-map the test split. Raises ValueError naming a missing or inconsistent file."""
-    pixels, labels = (_load(folder / f"{name}.npy") for name in ("pixels", "labels"))
+    """Memory-map the test split, labels and all. Raises ValueError naming a missing or inconsistent file."""
+    pixels, labels = load_test_pixels(folder), _load(folder / "labels.npy")
     try:
         return TestSplit(pixels, labels)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}; run preprocess again") from None
+        raise _rerun(folder, error) from None
+
+
+def load_test_pixels(folder: Path) -> np.ndarray:
+    """Memory-map the test images alone, uint8 (M, crop, crop, 3). Raises ValueError naming a missing or broken file."""
+    pixels = _load(folder / "pixels.npy")
+    try:
+        _check_pixels(pixels)
+    except ValueError as error:
+        raise _rerun(folder, error) from None
+    return pixels
+
+
+def save_test_files(folder: Path, files: Sequence[TestFile]) -> None:
+    write_json(folder / "files.json", [asdict(file) for file in files])
+
+
+def load_test_files(folder: Path) -> tuple[TestFile, ...]:
+    """The test rows' source files. Raises ValueError naming the file when it is missing or no such list."""
+    path = folder / "files.json"
+    try:
+        return tuple(TestFile(**entry) for entry in read_json(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; run preprocess") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of test files ({error!r:.200}); run preprocess again") from None
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
@@ -121,9 +154,9 @@ def load_manifest(path: Path) -> Manifest:
     """Raises ValueError naming the file when it is missing or was not written by `save_manifest`."""
     try:
         values = read_json(path)
-        train, test = (tuple(Entry(**entry) for entry in values.pop(split)) for split in ("train", "test"))
+        train = tuple(Entry(**entry) for entry in values.pop("train"))
         class_names, transform = tuple(values.pop("class_names")), Transform(**values.pop("transform"))
-        return Manifest(class_names=class_names, transform=transform, train=train, test=test, **values)
+        return Manifest(class_names=class_names, transform=transform, train=train, **values)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run preprocess") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -140,12 +173,20 @@ def _load(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: not a whole array file ({error}); run preprocess again") from None
 
 
+def _rerun(folder: Path, error: ValueError) -> ValueError:
+    return ValueError(f"{folder}: {error}; run preprocess again")
+
+
 def _check(pixels: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     """The number of images and the side of their square."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, side, side, 3)")
+    _check_pixels(pixels)
     if labels.dtype != np.int64 or labels.shape != (len(pixels),):
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected int64 {(len(pixels),)}")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"label {labels.min()} is negative")
     return len(pixels), pixels.shape[1]
+
+
+def _check_pixels(pixels: np.ndarray) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (images, side, side, 3)")
