@@ -4,13 +4,14 @@ The copy is .demo/, a git and DVC project of its own, so the checkout's params.y
 A second run updates the copy and runs only what changed.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
+
+from flows.project import read_yaml, stage_environment
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / ".demo"
@@ -20,7 +21,7 @@ OVERRIDES = Path(__file__).with_suffix(".yaml")
 def main() -> None:
     files = project_files()
     copy(files, DEMO)
-    override(DEMO / "params.yaml", YAML(typ="safe").load(OVERRIDES))
+    override(DEMO / "params.yaml", read_yaml(OVERRIDES))
     commit(DEMO)
     run(sys.executable, "-m", "dvc", "repro")
     print(summary(DEMO / "artifacts"))
@@ -68,9 +69,7 @@ def commit(folder: Path) -> None:
 
 
 def run(*command: str) -> None:
-    # The stages are started as `python`: the one that runs this, whether or not its environment is activated.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    finished = subprocess.run(command, cwd=DEMO, env={**os.environ, "PATH": path})
+    finished = subprocess.run(command, cwd=DEMO, env=stage_environment())
     if finished.returncode:
         raise SystemExit(finished.returncode)
 

@@ -22,9 +22,10 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from packaging.requirements import Requirement
 from packaging.version import Version
-from ruamel.yaml import YAML
 
+from flows.project import read_yaml
 from flows.settings import load_schedule
+from masking import masked
 
 PYTHONS = ((3, 11), (3, 13))  # first and last that the project is tested on
 BREAKING = {  # versions that Prefect's own bounds admit and that break it
@@ -170,13 +171,13 @@ def _remotes(remotes: dict[str, dict[str, str]], default: str | None) -> list[Fi
                 Finding("fail", f"dvc remote {name}", f"{url}: no such folder; mount it, or `dvc remote modify`")
             )
         else:
-            shown = _public(url) if "://" in url else url
+            shown = masked(url)
             findings.append(Finding("ok", f"dvc remote {name}", f"{shown}{' (default)' if name == default else ''}"))
     return findings
 
 
 def check_server(api_url: str) -> Finding:
-    shown = _public(api_url)
+    shown = masked(api_url)
     try:
         with urllib.request.urlopen(_request(f"{api_url}/health"), timeout=TIMEOUT) as response:
             if json.load(response) is True:
@@ -192,7 +193,7 @@ def check_server(api_url: str) -> Finding:
 
 def check_sources(root: Path) -> list[Finding]:
     """The dataset and the source weights, where params.yaml names an address or a path."""
-    params = YAML(typ="safe", pure=True).load(root / "params.yaml")
+    params = read_yaml(root / "params.yaml")
     named = {"dataset.source": params["dataset"]["source"], "model.weights": params["model"]["weights"]}
     return [check_source(key, str(source), root, os.environ.get("MIRROR_BASE")) for key, source in named.items()]
 
@@ -213,8 +214,8 @@ def check_source(key: str, source: str, root: Path, mirror: str | None) -> Findi
     except (OSError, ValueError, http.client.HTTPException) as error:
         advice = "name a local path in params.yaml, or set MIRROR_BASE to an address that serves the same files"
         reason = getattr(error, "reason", error) if isinstance(error, OSError) else "not a whole http(s) address"
-        return Finding("fail", key, f"{_public(address)}: {reason}; {advice}")
-    return Finding("ok", key, f"{_public(address)} answers")
+        return Finding("fail", key, f"{masked(address)}: {reason}; {advice}")
+    return Finding("ok", key, f"{masked(address)} answers")
 
 
 def _request(address: str, method: str = "GET") -> urllib.request.Request:
@@ -226,16 +227,6 @@ def _request(address: str, method: str = "GET") -> urllib.request.Request:
         token = base64.b64encode(unquote(userinfo).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
     return request
-
-
-def _public(address: str) -> str:
-    """The address without user, password and query, which may be secrets; no more than its scheme where it is malformed."""
-    try:
-        parts = urlsplit(address)
-        _ = parts.port  # raises where what follows the colon is none: a piece of a password, perhaps
-    except ValueError:
-        return f"{address.partition('://')[0]}://***"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ import os
 import queue
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -25,9 +24,8 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from flows import supervise
+from flows.project import GRACE, dvc_command, stage_environment
 
-EX_TEMPFAIL = os.EX_TEMPFAIL  # a stage that exits with this asks to be tried again
-GRACE = 10.0  # seconds between TERM and KILL; Prefect kills a cancelled flow 30 s after TERM
 TAIL = 20  # lines of stderr kept for the message of a failure
 
 RUNNING = re.compile(r"Running stage '(.+)':$")
@@ -111,10 +109,10 @@ def run(
     Whatever ends this function, an exception from a signal handler included, no process of the stage is left.
     """
     process = supervise.start(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage],
+        dvc_command("repro", "--single-item", *["--force"] * force, stage),
         grace=GRACE,
         cwd=root,
-        env=_environment(),
+        env=stage_environment(TQDM_MININTERVAL="30"),  # seconds: a log wants no bar redrawn ten times a second
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -146,12 +144,6 @@ def _with_upstreams(repo: Repo, graph: networkx.DiGraph, targets: list[str]) -> 
         raise ValueError(f"dvc.yaml: no stage {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     chosen = {stage for target in targets for stage in repo.stage.collect(target)}
     return chosen.union(*(networkx.descendants(graph, stage) for stage in chosen))
-
-
-def _environment() -> dict[str, str]:
-    here = str(Path(sys.executable).parent)  # `python` in a stage's command is the python that runs the flow
-    progress = {"TQDM_MININTERVAL": "30"}  # seconds: a log wants no bar redrawn ten times a second
-    return {**os.environ, **progress, "PYTHONUNBUFFERED": "1", "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _lines(process: subprocess.Popen[bytes], stage: str, timeout: float | None) -> Iterator[tuple[str, str]]:

@@ -1,11 +1,14 @@
-"""Remove what a killed DVC left behind and stumbles over ever after: `python -m flows.mend`.
+"""Clear away what a killed DVC left behind and stumbles over ever after: `python -m flows.mend`.
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, so that a kill in just that moment leaves them in pieces; killed just
 before it notes a run, it leaves an empty folder, which it takes for a run. Nothing is lost with any of them: the run-cache
-knows the outs of every run.
+knows the outs of every run. A dvc.lock in pieces is kept in .cache/, and one that holds a merge conflict is a person's work
+and stays where it is.
 """
 
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dvc.dvcfile import Lockfile
@@ -13,31 +16,51 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 
+CONFLICT = re.compile(rb"^(<{7}|>{7}|\|{7})( |$)", re.MULTILINE)  # as git writes the sides of a conflict
+
 
 def mend(root: Path) -> list[str]:
-    """What was removed, in words. Where a DVC is at work, nothing is: what it writes may be half-written rightly."""
-    with Repo(str(root)) as repo:
-        try:
-            with repo.lock:
-                return _remove_pieces(repo, root)
-        except LockError:
-            return []
+    """Clear away the pieces and say in words what was. Where a DVC is at work, nothing is: it may be half-way through a file.
+
+    Raises ValueError where dvc.lock holds a merge conflict, or where there is no DVC project.
+    """
+    refuse_conflict(root / "dvc.lock")
+    try:
+        with Repo(str(root)) as repo:
+            try:
+                with repo.lock:
+                    return _clear(repo, root)
+            except LockError:
+                return []
+    except DvcException as error:
+        raise ValueError(f"{root.resolve()}: {error}; run from the project's root, in a git clone") from None
 
 
-def _remove_pieces(repo: Repo, root: Path) -> list[str]:
-    removed = []
+def refuse_conflict(lock: Path) -> None:
+    """Raises ValueError saying how to end the merge conflict in dvc.lock, where there is one."""
+    if lock.exists() and CONFLICT.search(lock.read_bytes()):
+        raise ValueError(
+            f"{lock}: it holds a merge conflict, which was left as it is; take one side (`git checkout --ours dvc.lock` or "
+            "`--theirs`), run `dvc repro`, which corrects it for the merged code, then `git add dvc.lock`"
+        )
+
+
+def _clear(repo: Repo, root: Path) -> list[str]:
+    cleared = []
     lock, rwlock = root / "dvc.lock", root / ".dvc" / "tmp" / "rwlock"
     if lock.exists() and not _is_lock(repo, lock):
-        lock.unlink()
-        removed.append("dvc.lock (in pieces; `dvc repro` writes it anew)")
+        kept = root / ".cache" / f"dvc.lock-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        kept.parent.mkdir(exist_ok=True)
+        lock.rename(kept)
+        cleared.append(f"dvc.lock (in pieces: kept as {kept.relative_to(root)}; `dvc repro` writes it anew)")
     if rwlock.exists() and not _is_json(rwlock):
         rwlock.unlink()
-        removed.append(".dvc/tmp/rwlock (in pieces)")
+        cleared.append(".dvc/tmp/rwlock (in pieces)")
     for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
         if not any(folder.iterdir()):
             folder.rmdir()
-            removed.append(f"{folder.parent.name}/{folder.name} of the run-cache (empty)")
-    return removed
+            cleared.append(f"{folder.parent.name}/{folder.name} of the run-cache (empty)")
+    return cleared
 
 
 def _is_lock(repo: Repo, path: Path) -> bool:
@@ -58,5 +81,8 @@ def _is_json(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    for what in mend(Path()):
-        print(f"removed {what}")
+    try:
+        for what in mend(Path()):
+            print(f"cleared away: {what}")
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None

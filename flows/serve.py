@@ -4,7 +4,6 @@ Both run under a supervisor of their own. Ctrl-C or SIGTERM ends the runner firs
 server can still be told, then the server; if this process is killed, everything below it goes too.
 """
 
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from flows import supervise
+from flows.foreground import interrupt_on_signals
 from flows.settings import SCHEDULE, Schedule, load_schedule, prefect_environment
 
 STARTUP = 180.0  # seconds; a cold start takes 12-15 on an idle machine
@@ -21,8 +21,7 @@ RUNNER_GRACE = 45.0  # Prefect gives a cancelled flow 30 s
 
 
 def main(path: str = str(SCHEDULE)) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     schedule = load_schedule(Path(path))
     refuse_a_taken_port(schedule)
     environment = {**prefect_environment(Path.cwd()), "PREFECT_API_URL": schedule.api_url}
@@ -75,12 +74,6 @@ def wait_for_an_end(processes: list[subprocess.Popen[bytes]]) -> None:
     while all(process.poll() is None for process in processes):
         time.sleep(0.5)
     raise RuntimeError("the server or the runner ended; its last words are above")
-
-
-def _interrupt(*_: object) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # once is enough
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the flows are told: Prefect's environment, and when, how long and where the scheduled run happens."""
+"""Settings of the flows: Prefect's environment, and when, how long and where the scheduled run happens."""
 
 import os
 from datetime import UTC, datetime
@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from flows.project import read_yaml
 
 SCHEDULE = Path(__file__).parent / "schedule.yaml"
 
@@ -68,9 +68,7 @@ class Schedule(BaseModel):
 def load_schedule(path: Path = SCHEDULE) -> Schedule:
     """Raises ValueError naming the file, each offending key, and what is allowed."""
     try:
-        return Schedule.model_validate(YAML(typ="safe", pure=True).load(path))
-    except (FileNotFoundError, YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+        return Schedule.model_validate(read_yaml(path))
     except ValidationError as error:
         problems = [
             f"  {'.'.join(map(str, p['loc'])) or 'file'}: {p['msg']} (found {p['input']!r})" for p in error.errors()

@@ -153,7 +153,7 @@ def _dvc(arguments: list[str], killer: Killer) -> int:
         pid = os.fork()
         if pid == 0:
             os.environ.update(env)
-            _stage(command.split()[2:], killer)
+            _stage(command.split(" -m ", 1)[1].split(), killer)
         if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
             raise StageCmdFailedError(command, code)
 

@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from tests.toy_project import git
+from tests.toy_project import PARAMS_PY, git
 
 DVC_YAML = """\
 stages:
@@ -65,11 +65,14 @@ def create(root: Path) -> Path:
     write = {
         ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
         ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
-        ".gitignore": "/.cache/\n",
+        ".gitignore": "/.cache/\n__pycache__/\n",
         "artifacts/.gitignore": "*\n!.gitignore\n",
         "dvc.yaml": DVC_YAML,
         "params.yaml": PARAMS,
         "stages/stage.py": STAGE_PY,
+        "stages/__init__.py": "",
+        "stages/shared/__init__.py": "",
+        "stages/shared/params.py": PARAMS_PY,
     }
     for name, text in write.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

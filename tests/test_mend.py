@@ -1,5 +1,8 @@
-"""What a killed DVC leaves in pieces is removed, and nothing else."""
+"""What a killed DVC leaves in pieces is cleared away, and nothing else."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,15 +32,46 @@ def test_a_sound_project_is_left_alone(toy: Path) -> None:
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.9])
-def test_a_torn_lock_is_removed_and_the_next_repro_writes_it_anew(toy: Path, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_a_torn_lock_is_set_aside_and_the_next_repro_writes_it_anew(toy: Path, share: float) -> None:
     lock = toy / "dvc.lock"
     whole = lock.read_bytes()
-    lock.write_bytes(whole[: int(kept * len(whole))])
+    lock.write_bytes(whole[: int(share * len(whole))])
     removed = mend(toy)
-    assert removed == [] or "dvc.lock" in removed[0]
+    for what in removed:
+        (kept,) = (toy / ".cache").glob("dvc.lock-*")
+        assert "dvc.lock" in what
+        assert kept.read_bytes() == whole[: int(share * len(whole))]
     toy_project.dvc(toy, "repro", "alone")
     assert lock.read_bytes() == whole
+
+
+CONFLICT = b"""<<<<<<< HEAD
+schema: '2.0'
+=======
+schema: '2.0'
+stages: {}
+>>>>>>> theirs
+"""
+
+
+def test_a_lock_with_a_merge_conflict_is_a_persons_work_and_stays(toy: Path) -> None:
+    lock = toy / "dvc.lock"
+    lock.write_bytes(CONFLICT + lock.read_bytes())
+    before = lock.read_bytes()
+    with pytest.raises(ValueError, match=r"merge conflict.*git checkout --ours dvc.lock"):
+        mend(toy)
+    assert lock.read_bytes() == before
+
+
+def test_the_command_outside_a_project_is_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "flows.mend"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("run from the project's root, in a git clone\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_torn_rwlock_and_an_empty_note_of_a_run_are_removed(toy: Path) -> None:

@@ -1,7 +1,10 @@
 """The main job, end to end under DVC: params.yaml in, a verified ONNX model out, and nothing run twice."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,16 @@ def test_two_runs_of_an_experiment_give_the_same_checkpoint(project):
         assert stage(project, "train", recipe).returncode == 0
     assert [json.loads(path.read_text())["weights_digest"] for path in paths] == digests
     dvc(project, "checkout", "--force")
+
+
+def test_dvc_finds_the_projects_python_without_an_activated_environment(tmp_path):
+    folder = make_project(tmp_path / "fresh", TINY)
+    (folder / ".venv").symlink_to(sys.prefix)
+    bare = {**os.environ, "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "dvc", "repro", "download@model"]
+    done = subprocess.run(command, cwd=folder, env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "artifacts/download/model/source.json").exists()
 
 
 @pytest.mark.slow

@@ -152,6 +152,43 @@ def test_addresses_and_names_are_no_local_sources(tmp_path: Path) -> None:
         assert local_sources.read(tmp_path, tmp_path) == {}
 
 
+def test_a_dangling_link_in_a_dataset_folder_is_left_for_the_download_to_explain(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (photos / "loop").symlink_to(photos / "loop")
+    (tmp_path / "params.yaml").write_text("dataset: {source: photos}\n")
+    assert set(local_sources.read(tmp_path, tmp_path)) == {"download@dataset"}
+
+
+def test_settings_are_written_into_params_yaml_as_dvc_does(server: str, toy: Path) -> None:
+    (toy / "params.yaml").write_text("# kept\n" + (toy / "params.yaml").read_text())
+    assert run(toy, "first", settings={"number": 7}).is_completed()
+    assert (toy / "params.yaml").read_text().startswith("# kept\nnumber: 7\n")
+    refused = run(toy, "first", settings={"number": "banana"})
+    assert refused.is_failed()
+    assert "number: not a number (found 'banana')" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["first", "-S", "number=banana"], "number: not a number (found 'banana')"),
+        (["fourth"], "dvc.yaml: no stage fourth; there are alone"),
+        (["-S", "number"], "-S number: write KEY=VALUE"),
+    ],
+)
+def test_the_command_refuses_before_a_server_starts(toy: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "flows.pipeline", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not (toy / ".cache").exists()  # where the server keeps its data
+
+
 def test_a_scheduled_run_is_an_experiment_and_leaves_the_branch_alone(server: str, toy: Path) -> None:
     before = (git(toy, "rev-parse", "HEAD"), git(toy, "for-each-ref", "refs/heads"))
     (toy / "source.txt").write_text("a person is editing")  # not committed: no part of the run, and not lost

@@ -212,6 +212,17 @@ def test_the_command_line_shows_what_it_would_run(toy: Path) -> None:
     assert wrong.stderr.startswith("error: ")
 
 
+def test_the_command_line_refuses_a_misspelt_key_before_anything_starts(toy: Path) -> None:
+    (toy.parent / "grid.yaml").write_text(GRID.replace("recipe.lr", "recipe.lrr"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for dry_run in ([], ["--dry-run"]):
+        command = [sys.executable, "-m", "flows.sweep", str(toy.parent / "grid.yaml"), *dry_run]
+        done = subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "train.finetune.lrr: unknown key (in 2 of 2 experiments" in done.stderr
+    assert not (toy / ".cache").exists()
+
+
 @pytest.mark.slow
 def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: Path, tmp_path: Path) -> None:
     origin, storage = tmp_path / "origin.git", tmp_path / "storage"

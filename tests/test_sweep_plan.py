@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from flows.sweep import capacity, experiments, picture, plan, table
+from flows import overrides
+from flows.project import read_yaml
+from flows.sweep import capacity, picture, plan, table
 from flows.sweep.capacity import Memory
 from flows.sweep.plan import Sweep, load_sweep, unfold
 from stages.shared.params import Params
@@ -31,13 +34,13 @@ def test_every_combination_of_recipe_point_grid_and_seed_is_one_experiment() -> 
     assert last.name == "toy-b-2-0.00001-s2"
     assert last.target == "evaluate@b"
     assert last.metrics == "artifacts/evaluate/b/metrics.json"
-    assert last.overrides == ("++size=9", "++p=2", "++train.b.lr=0.00001", "++train.b.seed=2")
+    assert last.overrides == ["++size=9", "++p=2", "++train.b.lr=0.00001", "++train.b.seed=2"]
 
 
 def test_a_points_values_go_over_the_callers_and_those_over_the_sweeps() -> None:
     chosen = sweep(settings={"a": 1, "b": 1, "c": 1}, points=[{"a": 3}], x="a")
     (experiment,) = unfold(chosen, 1, {"a": 2, "b": 2})
-    assert experiment.overrides[:3] == ("++a=3", "++b=2", "++c=1")
+    assert experiment.overrides[:3] == ["++a=3", "++b=2", "++c=1"]
 
 
 def test_a_point_with_a_stage_of_its_own_is_measured_once() -> None:
@@ -65,16 +68,23 @@ values = st.recursive(
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(value=values)
 def test_dvc_sets_every_value_as_it_was_meant(value: Any) -> None:
-    experiment = plan.Experiment("x", {}, 0, "", (plan.override("section.key", value),))
-    assert experiments._params("section: {key: old}\n", experiment) == {"section": {"key": value}}
+    params = {"section": {"key": "old"}}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "params.yaml")
+        YAML().dump(params, path)
+        overrides.write(path, {"section.key": value, "section.new": value})
+        assert read_yaml(path) == {"section": {"key": value, "new": value}}
+    set_here = overrides.applied(params, {"section.key": value, "section.new": value})
+    assert set_here == {"section": {"key": value, "new": value}}
+    assert params == {"section": {"key": "old"}}
 
 
 @pytest.mark.parametrize("name", READY)
 def test_a_ready_sweep_makes_valid_params_and_names_stages_that_exist(name: str) -> None:
-    base = (ROOT / "params.yaml").read_text()
+    base = read_yaml(ROOT / "params.yaml")
     known = set(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
     for experiment in unfold(load_sweep(name), 2, {}):
-        params = Params.model_validate(experiments._params(base, experiment))
+        params = Params.model_validate(overrides.applied(base, experiment.settings))
         assert experiment.target.partition("@")[0] in known
         assert any(recipe.seed == experiment.seed for recipe in params.train.values())
 
@@ -82,7 +92,7 @@ def test_a_ready_sweep_makes_valid_params_and_names_stages_that_exist(name: str)
 def test_the_four_ablations_of_the_chapter_are_there() -> None:
     assert {"freeze", "labels", "learning_rate", "source_class"} <= set(READY)
     head = next(e for e in unfold(load_sweep("source_class"), 1, {}) if "row" in e.name)
-    params = experiments._params((ROOT / "params.yaml").read_text(), head)
+    params = overrides.applied(read_yaml(ROOT / "params.yaml"), head.settings)
     assert params["train"]["finetune"]["head_init"] == params["zero_shot"] == {"hotdog": 934}
 
 
@@ -94,13 +104,35 @@ def test_the_four_ablations_of_the_chapter_are_there() -> None:
         ("title: T\nx: name\ngrid: {lr: []}\n", "grid.lr: List should have at least 1 item"),
         ("title: T\nx: name\nseed: 1\n", "seed: Extra inputs are not permitted"),
         ("- 1", "not a valid sweep"),
-        ("a: [", "not a valid sweep"),
+        ("a: [", "cannot be read as YAML"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused_by_key(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_sweep(str(tmp_path / "mine.yaml"))
+
+
+def test_a_misspelt_key_is_told_once_with_how_many_points_have_it() -> None:
+    base = read_yaml(ROOT / "params.yaml")
+    grid = {"recipe.momentumm": [0.1, 0.2], "recipe.lr": [0.001, "banana"]}
+    points = unfold(sweep(grid=grid, x="recipe.lr"), 1, {})
+    with pytest.raises(ValueError, match=r"2 problem\(s\)") as caught:
+        overrides.validate(ROOT, [(point.name, overrides.applied(base, point.settings)) for point in points])
+    message = str(caught.value)
+    assert "train.finetune.momentumm: unknown key" in message
+    assert "(in 4 of 4 experiments, first toy-0.1-0.001-s0)" in message
+    assert "train.finetune.lr: Input should be a valid number (found 'banana') (in 2 of 4" in message
+
+
+def test_a_key_that_leads_through_a_value_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"seed\.lr: seed is 0 in params\.yaml, not a section"):
+        overrides.applied({"seed": 0}, {"seed.lr": 1})
+
+
+def test_a_hundred_thousand_points_are_unfolded_in_a_moment() -> None:
+    chosen = sweep(grid={"recipe.lr": list(range(1, 1001)), "recipe.seed": list(range(100))}, x="recipe.lr")
+    assert len(unfold(chosen, 1, {})) == 100_000
 
 
 def test_an_unknown_sweep_is_refused_with_those_that_there_are() -> None:

@@ -55,6 +55,19 @@ if knob.exists():
 pathlib.Path("artifacts", name).write_text(name + pathlib.Path("source.txt").read_text())
 """
 
+PARAMS_PY = """\
+import json, sys
+for line in sys.stdin:
+    name, values = json.loads(line)
+    numbers = {"number": values.get("number", 0)} | {f"train.{r}.lr": v["lr"] for r, v in values.get("train", {}).items()}
+    for key, value in numbers.items():
+        if isinstance(value, str):
+            print(json.dumps([name, f"{key}: not a number (found {value!r})"]))
+    for recipe, section in values.get("train", {}).items():
+        for key in set(section) - {"lr", "seed"}:
+            print(json.dumps([name, f"train.{recipe}.{key}: unknown key"]))
+"""  # in place of the project's typed params
+
 SLEEP = "import time; pathlib.Path('running').touch(); time.sleep(600)"
 STUBBORN = """\
 import signal, subprocess, time
@@ -78,10 +91,14 @@ def create(root: Path) -> Path:
         "artifacts/.gitignore": "*\n!.gitignore\n",
         "dvc.yaml": DVC_YAML,
         "stage.py": STAGE_PY,
+        "stages/__init__.py": "",
+        "stages/shared/__init__.py": "",
+        "stages/shared/params.py": PARAMS_PY,
         "params.yaml": "number: 1\nother: 1\ndataset:\n  source: synthetic\nmodel:\n  weights: synthetic\n",
         "source.txt": "text",
     }
     for name, text in write.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     git(root, "init", "--quiet", "--initial-branch", "main")
     git(root, "config", "user.name", "Toy")

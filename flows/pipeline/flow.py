@@ -1,4 +1,4 @@
-"""The flow: plan the stages, run each as a task of its own, say what happened, publish the results.
+"""Plan the stages, run each as a task of its own, say what happened, publish the results.
 
 Stages run one after another and in the flow's own thread: DVC locks the project around a stage, and a signal that
 interrupts the flow interrupts the stage with it.
@@ -18,11 +18,13 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Cancelled, Completed, Failed, State, StateType
 from prefect.tasks import Task
 
-from flows import dvc_stages
+from flows import checkout, dvc_experiments, dvc_stages, overrides
 from flows.dvc_stages import StageFailed, StageTimedOut
 from flows.mend import mend
-from flows.pipeline import local_sources, nightly, publish
+from flows.pipeline import local_sources, publish
+from flows.project import TRANSIENT, git, read_yaml
 
+WORKSPACE = Path(".cache/nightly")  # the checkout of scheduled runs
 STATE_OF = {"cached": "Cached", "restored": "Restored", "ran": "Completed"}
 BAD = ("Failed", "TimedOut", "Skipped")
 
@@ -43,13 +45,15 @@ def pipeline(
     timeout: float | None = None,
     retry_delay: float = 30.0,
     git_remote: str | None = None,
+    settings: dict[str, Any] | None = None,
     root: str = ".",
 ) -> State:
     """Run the stages that `targets` need (default: all), each after its upstreams.
 
-    experiment: run the last commit in a checkout apart, and save the result as the DVC experiment <experiment>-<time>.
+    experiment: run the last commit in a checkout of its own, and save the result as the DVC experiment <experiment>-<time>.
     timeout: seconds after which the running stage is stopped and the rest is skipped.
     git_remote: where an experiment's commit is taken from and its result is pushed to, on one of several machines.
+    settings: keys of params.yaml, written into it as `dvc exp run -S` does; with `experiment`, into that checkout's.
     retry_delay: seconds before a stage that exited with 75 (a fault that may pass) is tried again, twice at most.
     """
     if experiment and targets:
@@ -60,17 +64,19 @@ def pipeline(
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     try:
         with dvc_stages.claimed(project / ".cache" / ("nightly.lock" if experiment else "pipeline.lock")):
-            commit = nightly.newest(project, git_remote) if git_remote else "HEAD"
-            workspace = nightly.prepare(project, commit=commit) if experiment else project
-            for removed in mend(workspace):
-                get_run_logger().info("an interrupted run left %s: removed", removed)
+            commit = checkout.newest(project, git_remote) if git_remote else "HEAD"
+            workspace = checkout.prepare(project, WORKSPACE, commit) if experiment else project
+            for cleared in mend(workspace):
+                get_run_logger().info("an interrupted run left this, cleared away: %s", cleared)
+            overrides.write(workspace / "params.yaml", settings or {})
+            overrides.validate(workspace, [("params.yaml", read_yaml(workspace / "params.yaml"))])
             outcomes = _run_stages(workspace, project, targets or [], force, deadline, retry_delay)
             publish.stages([{**vars(outcome), "seconds": round(outcome.seconds, 1)} for outcome in outcomes])
             publish.results(workspace)
             good = not any(outcome.state in BAD for outcome in outcomes)
-            saved = nightly.save(workspace, project, experiment) if experiment and good else None
+            saved = dvc_experiments.save(workspace, project, experiment) if experiment and good else None
             if saved and git_remote:
-                nightly.push(workspace, project, saved, git_remote)
+                dvc_experiments.push(project, git(workspace, "rev-parse", "HEAD"), saved, git_remote)
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
     get_run_logger().info("%s", _summary(outcomes))
@@ -99,9 +105,9 @@ def run_stage(stage: str, workspace: Path, force: bool, deadline: float, blocked
 
 
 def may_pass(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
-    """Whether the failure is of the kind that a later try may not see. Everything else fails at once."""
+    """True for a failure of the kind that a later try may not see. Everything else fails at once."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.exit_code == dvc_stages.EX_TEMPFAIL
+    return isinstance(error, StageFailed) and error.exit_code == TRANSIENT
 
 
 def _run_stages(
@@ -131,7 +137,7 @@ def _summary(outcomes: list[Outcome]) -> str:
 
 
 def _verdict(outcomes: list[Outcome], saved: str | None) -> State:
-    """What the flow run ends as; its message names each failed stage, its exit code and its last lines on stderr."""
+    """Judge the flow run; its message names each failed stage, its exit code and its last lines on stderr."""
     culprits = [outcome for outcome in outcomes if outcome.state in ("Failed", "TimedOut")]
     num_bad = sum(outcome.state in BAD for outcome in outcomes)
     if num_bad:

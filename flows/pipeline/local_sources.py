@@ -8,9 +8,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from ruamel.yaml import YAML
+from flows.checkout import SOURCES, local_path
+from flows.project import read_yaml
 
-KEYS = {"download@dataset": ("dataset", "source"), "download@model": ("model", "weights")}
 FINGERPRINTS = Path(".cache/local_sources.json")
 
 
@@ -19,10 +19,10 @@ def read(workspace: Path, project: Path) -> dict[str, str]:
 
     A relative path is looked for in the workspace, then in the project it was made from.
     """
-    params = YAML(typ="safe", pure=True).load(workspace / "params.yaml") or {}
+    params = read_yaml(workspace / "params.yaml")
     found = {}
-    for stage, (section, key) in KEYS.items():
-        named = str(params.get(section, {}).get(key, "")) if isinstance(params.get(section), dict) else ""
+    for stage, (section, key) in SOURCES.items():
+        named = local_path(params, section, key)
         for path in (workspace / named, project / named):
             if named and path.exists():
                 found[stage] = _fingerprint(path)
@@ -31,11 +31,12 @@ def read(workspace: Path, project: Path) -> dict[str, str]:
 
 
 def changed(workspace: Path, sources: dict[str, str], stage: str) -> bool:
-    """Whether the stage's local path differs from what it last copied; a path never copied by a flow does."""
+    """True where the stage's local path differs from what it last copied; a path never copied by a flow does."""
     return stage in sources and _recorded(workspace).get(stage) != sources[stage]
 
 
 def remember(workspace: Path, sources: dict[str, str], stage: str) -> None:
+    """Keep the fingerprint of what the stage has just copied."""
     if stage in sources:
         path = workspace / FINGERPRINTS
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,9 +54,10 @@ def _recorded(workspace: Path) -> dict[str, str]:
 
 
 def _fingerprint(path: Path) -> str:
+    """Digest the names, sizes and times of change of a file or of all files in a folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256(str(path.resolve()).encode())
     for file in files:
-        facts = file.stat()
+        facts = file.stat() if file.exists() else file.lstat()  # a dangling link has none but its own
         digest.update(f"{file.relative_to(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Experiments on the DVC side: which are done, running one, reading what they measured. Knows no Prefect.
+"""Run a sweep's experiments with DVC, and find those that are done with what they measured. Knows no Prefect.
 
 Each run has a checkout of its own, a clone under `.cache/sweep/`: DVC keeps the experiments that wait, also those of `exp
 run --temp`, in one list per clone, and a run that ends takes what another has just put there. A clone stays for the next
@@ -7,23 +7,18 @@ run, with the prepared data in place; all share the project's DVC cache, so no s
 
 import contextlib
 import itertools
-import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 from dvc.repo import Repo
-from dvc.utils.hydra import apply_overrides
-from ruamel.yaml import YAML
 
-from flows import dvc_stages, supervise
-from flows.pipeline import nightly
+from flows import checkout, dvc_experiments, dvc_stages, overrides, supervise
+from flows.project import dvc_command, git, parse_yaml, stage_environment
 from flows.sweep.capacity import Memory, free_gpu_memory
 from flows.sweep.plan import Experiment
 
@@ -57,15 +52,23 @@ def committed(project: Path) -> str:
     return git(project, "rev-parse", "HEAD")
 
 
+def validate(project: Path, commit: str, experiments: Iterable[Experiment]) -> None:
+    """Raises ValueError naming each wrong key, with how many of the experiments have it."""
+    base = params_at(project, commit)
+    points = {(str(experiment.point), experiment.target): experiment for experiment in experiments}  # one of its seeds
+    named = [(experiment.name, overrides.applied(base, experiment.settings)) for experiment in points.values()]
+    overrides.validate(project, named)
+
+
 def finished(project: Path, commit: str, experiments: Iterable[Experiment]) -> dict[str, dict[str, Any]]:
     """Name -> metrics of the experiments that exist at `commit`, were run with these very params, and have metrics."""
-    references = _references(project, commit)
-    base = git(project, "show", f"{commit}:params.yaml")
+    references = dvc_experiments.revisions(project, commit)
+    base = params_at(project, commit)
     ours = {
         experiment.name: experiment
         for experiment in experiments
         if experiment.name in references
-        and _parse(git(project, "show", f"{references[experiment.name]}:params.yaml")) == _params(base, experiment)
+        and params_at(project, references[experiment.name]) == overrides.applied(base, experiment.settings)
     }
     found = {}
     for path in {experiment.metrics for experiment in ours.values()}:
@@ -88,16 +91,16 @@ def run(
     """
     with _free_checkout(project) as folder:
         with _preparing:
-            checkout = _fresh(project, folder, commit)
+            workspace = _fresh(project, folder, commit)
         words = [word for override in experiment.overrides for word in ("--set-param", override)]
         command = ["exp", "run", "--name", experiment.name, *["--pull"] * pull, *words, experiment.target]
         log = project / CHECKOUTS / f"{experiment.name}.log"
         with log.open("wb") as file:
             process = supervise.start(
-                [sys.executable, "-m", "dvc", "--wait-for-lock", *command],
+                dvc_command(*command),
                 grace=dvc_stages.GRACE,
-                cwd=checkout,
-                env=_environment(threads),
+                cwd=workspace,
+                env=stage_environment(OMP_NUM_THREADS=str(threads)),
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -107,46 +110,13 @@ def run(
             supervise.stop(process, grace=dvc_stages.GRACE)
         if process.returncode:
             raise _failure(experiment.name, process.returncode, log)
-        made = reference(commit, experiment.name)
-        git(project, "fetch", "--quiet", "--no-write-fetch-head", str(checkout), f"+{made}:{made}")
+        dvc_experiments.hand_over(workspace, project, commit, experiment.name)
     return peak
 
 
-def namespace(commit: str) -> str:
-    return f"refs/exps/{commit[:2]}/{commit[2:]}/"
-
-
-def reference(commit: str, name: str) -> str:
-    """Where git keeps the experiment."""
-    return f"{namespace(commit)}{name}"
-
-
-def git(folder: Path, *words: str) -> str:
-    """What a git command prints. Raises ValueError with what it complains about."""
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{folder}: `git {' '.join(words)}` failed: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def _params(base: str, experiment: Experiment) -> Any:
-    """params.yaml as DVC will write it for the experiment."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "params.yaml")
-        path.write_text(base, encoding="utf-8")
-        apply_overrides(str(path), list(experiment.overrides))
-        return _parse(path.read_text(encoding="utf-8"))
-
-
-def _parse(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def _references(project: Path, commit: str) -> dict[str, str]:
-    """Name -> revision of the experiments made from `commit`."""
-    listed = git(project, "for-each-ref", "--format=%(objectname) %(refname)", namespace(commit))
-    rows = [line.split(" ", 1) for line in listed.splitlines()]
-    return {name.removeprefix(namespace(commit)): revision for revision, name in rows}
+def params_at(project: Path, revision: str) -> Any:
+    """params.yaml as a commit or an experiment has it."""
+    return parse_yaml(git(project, "show", f"{revision}:params.yaml"))
 
 
 @contextlib.contextmanager
@@ -167,9 +137,9 @@ def _fresh(project: Path, folder: Path, commit: str) -> Path:
     for left in (".git/index.lock", ".git/refs/exps", ".dvc/tmp"):
         path = project / folder / left
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    checkout = nightly.prepare(project, folder, commit)
-    git(checkout, "reset", "--quiet", "--hard")
-    return checkout
+    workspace = checkout.prepare(project, folder, commit)
+    git(workspace, "reset", "--quiet", "--hard")
+    return workspace
 
 
 def _watch(process: "subprocess.Popen[bytes]", stopping: threading.Event) -> Memory:
@@ -196,9 +166,3 @@ def _failure(name: str, exit_code: int, log: Path) -> ExperimentFailed:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     codes = [int(match[1]) for line in lines if (match := dvc_stages.EXIT_CODE.search(line))]
     return ExperimentFailed(name, codes[-1] if codes else exit_code, "\n".join(lines[-TAIL:]))
-
-
-def _environment(threads: int) -> dict[str, str]:
-    here = str(Path(sys.executable).parent)  # `python` in a stage's command is the python that runs the flow
-    path = f"{here}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "PATH": path}

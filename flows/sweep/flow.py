@@ -1,4 +1,4 @@
-"""The Prefect flow: the experiments that are not done yet, as task runs; then the table and the picture.
+"""Run the experiments that are not done yet, as task runs of a Prefect flow; then write the table and the picture.
 
 The first one runs alone: it leaves the data and the source model in DVC's cache for the others, and shows how much memory
 one takes, from which follows how many run at a time.
@@ -18,7 +18,8 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed, State
 from prefect.tasks import Task
 
-from flows import dvc_stages
+from flows import dvc_experiments, dvc_stages
+from flows.project import TRANSIENT
 from flows.sweep import capacity, experiments, machines, picture, table
 from flows.sweep.capacity import Memory
 from flows.sweep.experiments import ExperimentFailed, Stopped
@@ -49,15 +50,16 @@ def sweep(
     names = [experiment.name for experiment in planned]
     try:
         commit = experiments.committed(project)
+        experiments.validate(project, commit, planned)
         with dvc_stages.claimed(project / ".cache" / f"sweep-{chosen.name}.lock"):
             if git_remote:
-                machines.pull(project, names, commit, git_remote)
+                dvc_experiments.pull(project, names, commit, git_remote)
             done = experiments.finished(project, commit, planned)
             pending = [experiment for experiment in planned if experiment.name not in done]
             get_run_logger().info("%d experiments: %d done, %d to run", len(planned), len(done), len(pending))
             states = run_all(pending, jobs, project=project, commit=commit, threads=threads, git_remote=git_remote)
             if git_remote:
-                machines.pull(project, names, commit, git_remote)
+                dvc_experiments.pull(project, names, commit, git_remote)
             folder = write_results(chosen, planned, experiments.finished(project, commit, planned), project)
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
@@ -104,9 +106,9 @@ def fitting_jobs(first: State, num_pending: int, threads: int, git_remote: str |
 
 
 def may_pass(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
-    """Whether the failure is of the kind that a later try may not see."""
+    """True for a failure of the kind that a later try may not see."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, ExperimentFailed) and error.exit_code == dvc_stages.EX_TEMPFAIL
+    return isinstance(error, ExperimentFailed) and error.exit_code == TRANSIENT
 
 
 @task(

@@ -1,19 +1,21 @@
-"""What a sweep is: a YAML file of settings, unfolded into the DVC experiments that it takes."""
+"""Read a sweep, a YAML file of settings, and unfold it into the DVC experiments that it takes."""
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from flows.overrides import Settings, as_override, plain
+from flows.project import read_yaml
+from masking import masked
 
 FOLDER = Path(__file__).parent  # of the sweeps that come with the project
-Settings = dict[str, Any]  # dotted key of params.yaml -> value; `recipe.` stands for `train.<the point's recipe>.`
+# In a sweep's settings, `recipe.` stands for `train.<the point's recipe>.`
 
 
 class Sweep(BaseModel):
@@ -49,7 +51,12 @@ class Experiment:
     point: Settings  # what tells the point from the others: `name`, `recipe`, keys
     seed: int
     target: str  # the stage to run, with all it needs
-    overrides: tuple[str, ...]  # for `dvc exp run --set-param`
+    settings: Settings  # full keys of params.yaml
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings as `dvc exp run --set-param` takes them."""
+        return [as_override(key, value) for key, value in self.settings.items()]
 
     @property
     def metrics(self) -> str:
@@ -62,10 +69,11 @@ def load_sweep(name: str) -> Sweep:
     if not path.exists():
         ready = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
         raise ValueError(f"{path}: no such sweep; there are {ready}, or name a YAML file")
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a valid sweep: write keys and values, as in {FOLDER.name}/freeze.yaml")
     try:
-        return Sweep.model_validate({"name": path.stem, **(YAML(typ="safe", pure=True).load(path) or {})})
-    except (YAMLError, TypeError) as error:
-        raise ValueError(f"{path}: not a valid sweep: {error}") from None
+        return Sweep.model_validate({"name": path.stem, **values})
     except ValidationError as error:
         problems = [f"  {'.'.join(map(str, p['loc'])) or 'sweep'}: {p['msg']}" for p in error.errors()]
         raise ValueError("\n".join([f"{path}: {error.error_count()} problem(s)", *problems])) from None
@@ -87,55 +95,15 @@ def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Ex
         shown = {"name": point["name"]} if "name" in point else chosen
         for combination in [{}] if alone else _combinations(sweep.grid):
             named = {**({"recipe": recipe} if len(sweep.recipes) > 1 else {}), **shown, **combination}
-            described = {key: _public(value) for key, value in named.items()}
+            described = {key: masked(v) if isinstance(v, str) else v for key, v in named.items()}
             for seed in range(1 if alone else num_seeds):
                 values = {**sweep.settings, **settings, **chosen, **combination, "recipe.seed": seed}
-                overrides = tuple(override(_full_key(key, recipe), value) for key, value in values.items())
-                experiments.append(Experiment(_name(sweep, described, seed), described, seed, target, overrides))
-    names = [experiment.name for experiment in experiments]
-    if twice := {name for name in names if names.count(name) > 1}:
+                full = {_full_key(key, recipe): value for key, value in values.items()}
+                experiments.append(Experiment(_name(sweep, described, seed), described, seed, target, full))
+    counts = Counter(experiment.name for experiment in experiments)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"{sweep.name}: two points would both be {', '.join(sorted(twice))}; give each a `name`")
     return experiments
-
-
-def override(key: str, value: Any) -> str:
-    """`key: value` in the grammar of Hydra, which DVC reads: added where params.yaml leaves the key out, else replaced.
-
-    Text with a backslash, a dollar or a question mark in front does not come through unchanged; no param needs one.
-    """
-    return f"++{key}={_literal(value)}"
-
-
-def plain(value: Any) -> str:
-    """A value as a person writes it: 0.00005, not 5e-05."""
-    if isinstance(value, float):
-        text = format(Decimal(repr(value)), "f")
-        return text if "." in text else f"{text}.0"  # else it would be read as a whole number
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
-    return str(value)
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return plain(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(_literal, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _public(value: Any) -> Any:
-    """Without the user, password and query of a URL: what a point sets goes into tables, pictures and names."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?***", re.sub(r"(\w://)[^/\s]*@", r"\1***@", value))
 
 
 def _combinations(grid: Mapping[str, list[Any]]) -> list[Settings]:

@@ -1,5 +1,7 @@
 """params.yaml as one frozen, typed, validated object. It stops at a stage's `main`."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -183,3 +185,21 @@ def _describe(problem: Any) -> str:
         return f"{key}: missing; add it (see params.yaml in the repository)"
     found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r:.100})"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def validate_lines() -> None:
+    """`python -m stages.shared.params`: judge params for who may not import this.
+
+    Reads a JSON pair `[name, params]` a line and writes `[name, problem]` for each problem; nothing where all are valid.
+    """
+    for line in sys.stdin:
+        name, values = json.loads(line)
+        try:
+            Params.model_validate(values)
+        except ValidationError as error:
+            for problem in error.errors():
+                print(json.dumps([name, masked(_describe(problem))]))
+
+
+if __name__ == "__main__":
+    validate_lines()

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.pipeline import nightly
+from flows import checkout, dvc_experiments
 from tests import toy_project
+
+FOLDER = Path(".cache/nightly")
 
 
 @pytest.fixture
@@ -16,22 +18,22 @@ def toy(tmp_path: Path) -> Path:
 
 def test_a_project_without_a_commit_is_told_that_it_needs_one(tmp_path: Path) -> None:
     toy_project.git(tmp_path, "init", "--quiet")
-    with pytest.raises(ValueError, match="a scheduled run needs a commit"):
-        nightly.prepare(tmp_path)
-    assert not (tmp_path / nightly.WORKSPACE).exists()
+    with pytest.raises(ValueError, match="a run of a commit needs one"):
+        checkout.prepare(tmp_path, FOLDER)
+    assert not (tmp_path / FOLDER).exists()
 
 
 @pytest.mark.parametrize("remote", ["nowhere", "empty.git"])
 def test_a_remote_that_has_no_commit_is_named(toy: Path, remote: str) -> None:
     toy_project.git(toy, "init", "--quiet", "--bare", "empty.git")
     with pytest.raises(ValueError, match=f"{remote}: no commit to run"):
-        nightly.newest(toy, remote)
+        checkout.newest(toy, remote)
 
 
 def test_a_half_made_checkout_is_made_anew(toy: Path) -> None:
-    (toy / nightly.WORKSPACE).mkdir(parents=True)
-    (toy / nightly.WORKSPACE / "left").write_text("by a clone that was killed")
-    workspace = nightly.prepare(toy)
+    (toy / FOLDER).mkdir(parents=True)
+    (toy / FOLDER / "left").write_text("by a clone that was killed")
+    workspace = checkout.prepare(toy, FOLDER)
     assert not (workspace / "left").exists()
     assert (workspace / "stage.py").read_text() == (toy / "stage.py").read_text()
 
@@ -39,7 +41,7 @@ def test_a_half_made_checkout_is_made_anew(toy: Path) -> None:
 def test_the_projects_own_dvc_settings_and_committer_go_along(toy: Path) -> None:
     settings = "['remote \"store\"']\n    url = https://host/store\n    password = known here\n"
     (toy / ".dvc/config.local").write_text(settings)
-    workspace = nightly.prepare(toy)
+    workspace = checkout.prepare(toy, FOLDER)
     assert "password = known here" in (workspace / ".dvc/config.local").read_text()
     assert str(toy / ".dvc/cache") in (workspace / ".dvc/config.local").read_text()
     assert toy_project.git(workspace, "config", "user.name") == "Toy"
@@ -54,14 +56,14 @@ def test_a_source_by_relative_path_is_reached_through_a_link(toy: Path) -> None:
     params.write_text(params.read_text().replace("source: synthetic", "source: photos"))
     toy_project.git(toy, "commit", "--quiet", "--all", "--message", "Own photos")
     for _ in range(2):  # the link of the last run is no obstacle
-        workspace = nightly.prepare(toy)
+        workspace = checkout.prepare(toy, FOLDER)
         assert (workspace / "photos").resolve() == toy / "photos"
 
 
 def test_an_experiment_that_cannot_be_saved_is_an_error_and_adds_no_reference(toy: Path) -> None:
-    workspace = nightly.prepare(toy)
+    workspace = checkout.prepare(toy, FOLDER)
     (workspace / "dvc.yaml").write_text("stages: [")
     with pytest.raises(RuntimeError, match=r"`dvc exp save --name nightly-\d{8}-\d{6}` exited with"):
-        nightly.save(workspace, toy, "nightly")
+        dvc_experiments.save(workspace, toy, "nightly")
     listed = subprocess.run(["git", "for-each-ref", "refs/exps"], cwd=toy, capture_output=True, text=True, check=True)
     assert listed.stdout == ""

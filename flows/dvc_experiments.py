@@ -1,0 +1,52 @@
+"""Handle DVC experiments as the git references they are: name, list, save, push, pull."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.project import dvc, git
+
+
+def namespace(commit: str) -> str:
+    """The start of every reference to an experiment that was made from `commit`."""
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/"
+
+
+def reference(commit: str, name: str) -> str:
+    """Where git keeps the experiment."""
+    return f"{namespace(commit)}{name}"
+
+
+def revisions(project: Path, commit: str) -> dict[str, str]:
+    """The experiments made from `commit`: name -> revision."""
+    listed = git(project, "for-each-ref", "--format=%(objectname) %(refname)", namespace(commit))
+    rows = [line.split(" ", 1) for line in listed.splitlines()]
+    return {name.removeprefix(namespace(commit)): revision for revision, name in rows}
+
+
+def save(workspace: Path, project: Path, prefix: str) -> str:
+    """Save a checkout's state as an experiment of the project, return its name: `nightly-20261123-020000`, in UTC."""
+    name = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    dvc(workspace, "exp", "save", "--name", name)
+    hand_over(workspace, project, git(workspace, "rev-parse", "HEAD"), name)
+    return name
+
+
+def hand_over(workspace: Path, project: Path, commit: str, name: str) -> None:
+    """Add a checkout's experiment to the project, in place of one of the same name."""
+    made = reference(commit, name)
+    git(project, "fetch", "--quiet", "--no-write-fetch-head", str(workspace), f"+{made}:{made}")
+
+
+def push(project: Path, commit: str, name: str, git_remote: str) -> None:
+    """Push the experiment to `git_remote`, and what it holds to the DVC remote. Raises RuntimeError."""
+    dvc(project, "exp", "push", "--force", "--run-cache", git_remote, reference(commit, name))
+
+
+def pull(project: Path, names: Iterable[str], commit: str, git_remote: str) -> None:
+    """Fetch those of the experiments that `git_remote` has, and what they hold from the DVC remote."""
+    wanted = {reference(commit, name) for name in names}
+    listed = git(project, "ls-remote", git_remote, f"{namespace(commit)}*")
+    there = [line.split("\t")[1] for line in listed.splitlines()]
+    if found := sorted(wanted.intersection(there)):
+        dvc(project, "exp", "pull", "--force", git_remote, *found)

@@ -1,0 +1,137 @@
+"""Set params as `dvc exp run -S` does, and have the params of a whole run validated before anything starts."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.utils.hydra import apply_overrides
+from omegaconf import OmegaConf
+
+from flows.project import parse_yaml, read_yaml, stage_environment
+
+Settings = dict[str, Any]  # dotted key of params.yaml -> value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a command `-S KEY=VALUE` and `--settings FILE`; `from_arguments` reads them."""
+    parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of params.yaml")
+    parser.add_argument(
+        "--settings", action="append", default=[], type=Path, metavar="FILE", help="the same from YAML: flows/demo.yaml"
+    )
+
+
+def from_arguments(arguments: argparse.Namespace) -> Settings:
+    """The settings of a command line, those of `-S` over those of files. Raises ValueError."""
+    settings: Settings = {}
+    for file in arguments.settings:
+        values = read_yaml(file)
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: write dotted keys of params.yaml, as `train.finetune.lr: 0.001`")
+        settings |= values
+    return settings | dict(_pair(text) for text in arguments.set)
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key: value` in the grammar of Hydra, which DVC reads: added where params.yaml leaves the key out, else replaced.
+
+    Text with a backslash, a dollar or a question mark in front does not come through unchanged; no param needs one.
+    """
+    return f"++{key}={_literal(value)}"
+
+
+def applied(params: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The params as DVC will write them with these settings. Raises ValueError where a key leads through a value."""
+    result = dict(params)
+    for key, value in settings.items():
+        section = result
+        *sections, last = key.split(".")
+        for name in sections:
+            inner = section.get(name, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{key}: {name} is {inner!r} in params.yaml, not a section; correct the key")
+            section[name] = dict(inner)
+            section = section[name]
+        old = section.get(last)
+        section[last] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    if any("${" in value for value in settings.values() if isinstance(value, str)):  # another key's value
+        return dict(OmegaConf.to_object(OmegaConf.create(result)))  # type: ignore[arg-type]
+    return result
+
+
+def write(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings into a params file as `dvc exp run -S` does: comments and order stay. Raises ValueError."""
+    if not settings:
+        return
+    try:
+        apply_overrides(str(path), [as_override(key, value) for key, value in settings.items()])
+    except DvcException as error:
+        raise ValueError(f"{path}: {error}: {error.__cause__}") from None
+
+
+def validate(root: Path, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Have the project's own code judge params, each pair (name for messages, params), in one process for all.
+
+    Raises ValueError with each problem once, and how many of the named have it.
+    """
+    lines = [json.dumps(pair, default=str) for pair in named]
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.shared.params"],
+        cwd=root, env=stage_environment(), input="\n".join(lines), capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise ValueError(f"{root}: params could not be validated: {done.stderr.strip()[-2000:]}")
+    names: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        name, problem = json.loads(line)
+        names.setdefault(problem, []).append(name)
+    if names:
+        problems = (f"  {problem} {_where(found, len(lines))}".rstrip() for problem, found in names.items())
+        raise ValueError("\n".join([f"{len(names)} problem(s) in the params, nothing was started:", *problems]))
+
+
+def plain(value: Any) -> str:
+    """A value as a person writes it: 0.00005, not 5e-05."""
+    if isinstance(value, float):
+        text = format(Decimal(repr(value)), "f")
+        return text if "." in text else f"{text}.0"  # else it would be read as a whole number
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[^\s.=]+(\.[^\s.=]+)*", key):
+        raise ValueError(f"-S {text}: write KEY=VALUE, as train.finetune.lr=0.001")
+    try:
+        return key, parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"-S {text}: the value is not valid YAML: {error}") from None
+
+
+def _where(names: list[str], total: int) -> str:
+    if total == 1:
+        return ""
+    return f"(in {names[0]})" if len(names) == 1 else f"(in {len(names)} of {total} experiments, first {names[0]})"
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return plain(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
