@@ -1,13 +1,15 @@
-"""`python -m flows.doctor`: what is wrong on this machine, and what to do about it. Exits 1 where something must be done.
+"""Say what is wrong on this machine, and what to do about it: `python -m flows.doctor`. Exits 1 where something must be done.
 
 Looks and changes nothing; torch and ONNX Runtime are asked in a process of their own.
 """
 
 import base64
+import contextlib
 import http.client
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from dvc.repo import Repo
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from flows.mend import refuse_conflict
 from flows.project import read_yaml
 from flows.settings import load_schedule
 from masking import masked
@@ -52,9 +55,18 @@ if found["cuda"]:
 print(json.dumps(found))
 """
 
+WEIGHTS = """
+import json, sys, torchvision
+architecture, name = sys.argv[1:]
+known = torchvision.models.get_model_weights(architecture)
+print(json.dumps({"url": known[name].url if name in known.__members__ else None, "names": list(known.__members__)}))
+"""
+
 
 @dataclass(frozen=True)
 class Finding:
+    """One look at the machine, told to a person."""
+
     level: str  # ok, warn, fail
     subject: str
     message: str  # what is wrong, and what to do
@@ -148,6 +160,7 @@ def check_disk(free: int) -> Finding:
 
 def check_dvc(root: Path) -> list[Finding]:
     try:
+        refuse_conflict(root / "dvc.lock")
         with Repo(str(root)) as repo:
             try:
                 with repo.lock:
@@ -155,6 +168,8 @@ def check_dvc(root: Path) -> list[Finding]:
             except LockError:
                 lock = Finding("warn", "dvc lock", "held by a DVC process; a run waits until that one is done")
             return [lock, *_remotes(repo.config["remote"], repo.config["core"].get("remote"))]
+    except ValueError as error:
+        return [Finding("fail", "dvc.lock", str(error))]
     except DvcException as error:
         return [Finding("fail", "dvc", f"{error}; run from the project's root, in a git clone")]
 
@@ -193,17 +208,44 @@ def check_server(api_url: str) -> Finding:
 
 def check_sources(root: Path) -> list[Finding]:
     """The dataset and the source weights, where params.yaml names an address or a path."""
-    params = read_yaml(root / "params.yaml")
-    named = {"dataset.source": params["dataset"]["source"], "model.weights": params["model"]["weights"]}
-    return [check_source(key, str(source), root, os.environ.get("MIRROR_BASE")) for key, source in named.items()]
+    params, mirror = read_yaml(root / "params.yaml"), os.environ.get("MIRROR_BASE")
+    dataset, weights = str(params["dataset"]["source"]), str(params["model"]["weights"])
+    is_name = weights != "synthetic" and re.fullmatch(r"\w+", weights) and not (root / weights).exists()
+    return [
+        check_source("dataset.source", dataset, root, mirror),
+        check_named_weights(str(params["model"]["architecture"]), weights, root, mirror)
+        if is_name
+        else check_source("model.weights", weights, root, mirror),
+    ]
+
+
+def check_named_weights(architecture: str, name: str, root: Path, mirror: str | None) -> Finding:
+    """Weights that torchvision knows by name: downloaded already, or to be had where torchvision says that they are."""
+    source = root / "artifacts/download/model/source.json"
+    with contextlib.suppress(OSError, ValueError):
+        if (
+            json.loads(source.read_text("utf-8")).get("source") == name
+            and source.with_name("weights.safetensors").exists()
+        ):
+            return Finding("ok", "model.weights", f"{name} (downloaded)")
+    command = [sys.executable, "-c", WEIGHTS, architecture, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Finding("fail", "model.weights", f"torchvision cannot say where {name} is: {last}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["url"] is None:
+        names = ", ".join(found["names"])
+        return Finding("fail", "model.weights", f"{name}: neither a file nor torchvision's; {architecture} has {names}")
+    return check_source("model.weights", found["url"], root, mirror)
 
 
 def check_source(key: str, source: str, root: Path, mirror: str | None) -> Finding:
     if "://" not in source:
         if (root / source).exists():
             return Finding("ok", key, source)
-        if source == "synthetic" or (key == "model.weights" and source.replace("_", "").isalnum()):
-            return Finding("ok", key, f"{source} (by name)")
+        if source == "synthetic":
+            return Finding("ok", key, "synthetic (made here)")
         return Finding("fail", key, f"{source}: no such file or folder; correct it in params.yaml")
     address = source
     try:

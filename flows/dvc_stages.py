@@ -30,6 +30,10 @@ TAIL = 20  # lines of stderr kept for the message of a failure
 
 RUNNING = re.compile(r"Running stage '(.+)':$")
 RESTORED = re.compile(r"Stage '(.+)' is cached - skipping run, checking out outputs$")
+ADVICE = re.compile(  # what DVC tells a person after every stage
+    r"(Generating|Updating) lock file 'dvc\.lock'|To track the changes with git, run:|\s*git add .*"
+    r"|To enable auto staging, run:|\s*dvc config core\.autostage true|Use `dvc push` to send your updates .*"
+)
 EXIT_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)$")
 
 
@@ -90,7 +94,7 @@ def plan(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
 
 
 def is_unchanged(root: Path, stage: str) -> bool:
-    """Whether the stage's command, deps, params and outs are as dvc.lock has them."""
+    """True where the stage's command, deps, params and outs are as dvc.lock has them."""
     with contextlib.chdir(root), Repo(_wait_for_lock=True) as repo:
         return not repo.status(targets=[stage])
 
@@ -105,7 +109,7 @@ def run(
 ) -> str:
     """Run one stage whose upstreams are up to date; returns "ran", "restored" (from DVC's run-cache) or "cached".
 
-    Each line of its stdout and stderr goes to `on_line`. Raises StageFailed, and StageTimedOut after `timeout` seconds.
+    Each line of its stdout and stderr goes to `on_line`, DVC's own advice left out. Raises StageFailed, and StageTimedOut after `timeout` seconds.
     Whatever ends this function, an exception from a signal handler included, no process of the stage is left.
     """
     process = supervise.start(
@@ -119,7 +123,7 @@ def run(
     status, exit_code, stderr = "cached", None, deque[str](maxlen=TAIL)
     try:
         for stream, line in _lines(process, stage, timeout):
-            if line:
+            if line and not ADVICE.fullmatch(line):
                 on_line(line)
             if stream == "stderr":
                 stderr.append(line)
@@ -134,6 +138,16 @@ def run(
     if process.returncode != 0:
         raise StageFailed(stage, process.returncode if exit_code is None else exit_code, tuple(stderr))
     return status
+
+
+def downstreams(stages: Iterable[Stage]) -> dict[str, set[str]]:
+    """For each stage of a plan the names of all that need it, at once or through others."""
+    found: dict[str, set[str]] = {}
+    for stage in reversed(list(stages)):
+        found.setdefault(stage.name, set())
+        for upstream in stage.upstreams:
+            found.setdefault(upstream, set()).update({stage.name}, found[stage.name])
+    return found
 
 
 def _with_upstreams(repo: Repo, graph: networkx.DiGraph, targets: list[str]) -> set[PipelineStage]:

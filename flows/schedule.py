@@ -1,15 +1,17 @@
-"""The deployment `nightly`: waits for the times that schedule.yaml names and starts the pipeline in a process of its own.
+"""Serve the deployment `nightly`: wait for the times that schedule.yaml names, start the pipeline in a process of its own.
 
 Started by flows/serve.py, with the server's address in PREFECT_API_URL.
 """
 
+import asyncio
 import sys
 from pathlib import Path
 
-from prefect import get_client, serve
+from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
@@ -22,7 +24,7 @@ UNFINISHED = {"type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.
 
 
 def deployment(schedule: Schedule) -> RunnerDeployment:
-    """A run that would overlap another is cancelled at once, with a message that says so, instead of queueing."""
+    """Describe the scheduled run. One that would overlap another is cancelled at once, with a message that says so, instead of queueing."""
     limit = ConcurrencyLimitConfig(limit=schedule.concurrency, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     made = pipeline.to_deployment(
         NAME,
@@ -36,7 +38,10 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
 
 
 def close_interrupted_runs() -> int:
-    """Runs that a killed or unplugged machine left unfinished would hold the only place for ever; returns how many."""
+    """Close the runs that a killed or unplugged machine left unfinished, which would hold the only place for ever.
+
+    Returns how many there were.
+    """
     ours = DeploymentFilter(name=DeploymentFilterName(any_=[NAME]))
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
@@ -51,7 +56,16 @@ def close_interrupted_runs() -> int:
 def main(path: str = str(SCHEDULE)) -> None:
     if num_closed := close_interrupted_runs():
         print(f"{num_closed} interrupted run(s) closed", flush=True)
-    serve(deployment(load_schedule(Path(path))), pause_on_shutdown=False)
+    runner = Runner(pause_on_shutdown=False)
+    runner.handle_sigterm = _exit  # type: ignore[method-assign]  # Prefect's own leaves a coroutine that nobody awaits
+    runner.add_deployment(deployment(load_schedule(Path(path))))
+    print(f"the deployment {NAME} is served", flush=True)
+    asyncio.run(runner.start())
+
+
+def _exit(*_: object) -> None:
+    """End in order: the runner cancels what it runs on its way out."""
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

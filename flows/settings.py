@@ -34,13 +34,16 @@ def prefect_environment(root: Path) -> dict[str, str]:
 
 
 def _valid_cron(cron: str) -> str:
+    if (count := len(cron.split())) != 5:
+        raise ValueError(f"`{cron}` has {count} fields; a cron has five: minute hour day month weekday, as `0 2 * * *`")
     try:
-        if len(cron.split()) == 5:
-            CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC))
-            return cron
-    except CronSimError:
-        pass
-    raise ValueError("not a cron; it has five fields: minute hour day month weekday, as `0 2 * * *`")
+        CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        day, month = cron.split()[2:4]
+        never = day.isdigit() and month.isdigit() and int(day) <= 31 and 1 <= int(month) <= 12
+        verdict = "never comes about" if never and "day-of-month" in str(error) else "is not a cron"
+        raise ValueError(f"`{cron}` {verdict} ({error}); write minute hour day month weekday, as `0 2 * * *`") from None
+    return cron
 
 
 def _known_timezone(name: str) -> str:
@@ -66,9 +69,15 @@ class Schedule(BaseModel):
 
 
 def load_schedule(path: Path = SCHEDULE) -> Schedule:
-    """Raises ValueError naming the file, each offending key, and what is allowed."""
+    """Read a schedule; what the file leaves out is as in the project's own.
+
+    Raises ValueError naming the file, each offending key, and what is allowed.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: write keys and values, as in {SCHEDULE.name}")
     try:
-        return Schedule.model_validate(read_yaml(path))
+        return Schedule.model_validate({**read_yaml(SCHEDULE), **values})
     except ValidationError as error:
         problems = [
             f"  {'.'.join(map(str, p['loc'])) or 'file'}: {p['msg']} (found {p['input']!r})" for p in error.errors()

@@ -133,7 +133,36 @@ def test_sources_by_path_and_by_name(tmp_path: Path) -> None:
     assert doctor.check_source("dataset.source", "photos", tmp_path, None).level == "ok"
     assert doctor.check_source("dataset.source", "potos", tmp_path, None).level == "fail"
     assert doctor.check_source("dataset.source", "synthetic", tmp_path, None).level == "ok"
-    assert doctor.check_source("model.weights", "IMAGENET1K_V1", tmp_path, None).level == "ok"
+
+
+def test_weights_by_name_are_looked_for_where_torchvision_has_them(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = """import json; print(json.dumps({"url": "http://127.0.0.1:9/models/hotdog.zip", "names": ["V1"]}))"""
+    monkeypatch.setattr(doctor, "WEIGHTS", known)
+    refused = doctor.check_named_weights("resnet18", "V1", tmp_path, None)
+    assert refused.level == "fail"
+    assert "MIRROR_BASE" in refused.message
+    assert doctor.check_named_weights("resnet18", "V1", tmp_path, address).level == "ok"
+    folder = tmp_path / "artifacts/download/model"
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text('{"source": "V1"}')
+    (folder / "weights.safetensors").write_bytes(b"there")
+    assert doctor.check_named_weights("resnet18", "V1", tmp_path, None).message == "V1 (downloaded)"
+
+
+def test_unknown_weights_are_told_what_torchvision_has(tmp_path: Path) -> None:
+    finding = doctor.check_named_weights("resnet18", "IMAGENET1K_V9", tmp_path, None)
+    assert finding.level == "fail"
+    assert finding.message == "IMAGENET1K_V9: neither a file nor torchvision's; resnet18 has IMAGENET1K_V1"
+
+
+def test_a_lock_with_a_merge_conflict_fails(tmp_path: Path) -> None:
+    toy = toy_project.create(tmp_path / "toy")
+    (toy / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> theirs\n")
+    (finding,) = doctor.check_dvc(toy)
+    assert (finding.level, finding.subject) == ("fail", "dvc.lock")
+    assert "git checkout --ours dvc.lock" in finding.message
 
 
 def test_the_exit_code_is_one_only_where_something_must_be_done(
@@ -177,7 +206,9 @@ def test_another_version_that_breaks_nothing_known_is_a_warning() -> None:
 
 def test_both_sources_of_params_yaml_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MIRROR_BASE", raising=False)
-    (tmp_path / "params.yaml").write_text("dataset: {source: synthetic}\nmodel: {weights: missing/weights.pth}\n")
+    (tmp_path / "params.yaml").write_text(
+        "dataset: {source: synthetic}\nmodel: {architecture: resnet18, weights: missing/weights.pth}\n"
+    )
     findings = doctor.check_sources(tmp_path)
     assert [(finding.subject, finding.level) for finding in findings] == [
         ("dataset.source", "ok"),

@@ -49,6 +49,11 @@ def test_plan_of_a_target_is_the_target_and_what_it_needs(shared: Path) -> None:
     assert {stage.name for stage in dvc_stages.plan(shared, ["download@model"])} == {"download@model"}
 
 
+def test_downstreams_are_all_that_need_a_stage() -> None:
+    chain = [dvc_stages.Stage("a", ()), dvc_stages.Stage("b", ("a",)), dvc_stages.Stage("c", ("b",))]
+    assert dvc_stages.downstreams(chain) == {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+
+
 def test_plan_names_an_unknown_target_and_the_known_ones(shared: Path) -> None:
     with pytest.raises(ValueError, match="no stage fourth; there are alone, download, download@dataset"):
         dvc_stages.plan(shared, ["fourth"])
@@ -58,7 +63,7 @@ def test_a_stage_runs_then_is_unchanged_then_is_restored(toy: Path) -> None:
     assert not dvc_stages.is_unchanged(toy, "first")
     status, lines = run(toy, "first")
     assert status == "ran"
-    assert "first says hello" in lines
+    assert lines == ["Running stage 'first':", "> python stage.py first", "first says hello"]  # none of DVC's advice
     assert dvc_stages.is_unchanged(toy, "first")
     assert run(toy, "first")[0] == "cached"
 

@@ -94,10 +94,23 @@ def test_a_failure_skips_what_depends_on_it_and_nothing_else(server: str, toy: P
     assert "skipped: third" in state.message
     names = state_names(state)
     assert (names.pop("second"), names.pop("third")) == ("Failed", "Skipped")
+    assert task_runs(state)["third"].state.is_completed()  # Prefect would log another type as an error
     assert names == dict.fromkeys(["first", "alone", "download@dataset", "download@model"], "Completed")
 
     (toy / "knobs/second").unlink()
     assert run(toy).message == "2 ran, 0 restored, 4 cached"  # the next run picks up
+
+
+def test_after_a_failure_no_stage_runs_whose_users_are_all_blocked() -> None:
+    from flows.pipeline.flow import _reason_to_skip
+
+    stages = [dvc_stages.Stage(*stage) for stage in (("data", ()), ("pretrain", ()), ("train", ("data", "pretrain")))]
+    below = dvc_stages.downstreams(stages)
+    assert _reason_to_skip(stages[1], ["data"], below, []) == "all that needs it needs data too"
+    assert _reason_to_skip(stages[1], ["data"], below, ["pretrain"]) == ""  # a person asked for it
+    assert _reason_to_skip(stages[1], [], below, []) == ""
+    assert _reason_to_skip(stages[2], ["data"], below, []) == "it needs data"
+    assert _reason_to_skip(dvc_stages.Stage("alone", ()), ["data"], {**below, "alone": set()}, []) == ""
 
 
 @pytest.mark.parametrize(("exit_code", "num_attempts"), [(75, 3), (1, 1)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ GOOD = {
     "host": "127.0.0.1",
     "port": 4200,
 }
-NEVER = "0 0 29 2 1"
+NEVER = "0 0 29 2 *"
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -82,6 +83,26 @@ def test_a_wrong_setting_is_an_error_that_names_the_file_and_the_key(
         load_schedule(path)
 
 
+def test_a_schedule_file_says_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("cron: 30 4 * * *\n")
+    mine, shipped = load_schedule(tmp_path / "mine.yaml"), load_schedule()
+    assert mine.cron == "30 4 * * *"
+    assert mine.model_copy(update={"cron": shipped.cron}) == shipped
+
+
+@pytest.mark.parametrize(
+    ("cron", "message"),
+    [
+        ("0 0 31 2 *", "`0 0 31 2 *` never comes about (Bad day-of-month)"),
+        ("61 2 * * *", "`61 2 * * *` is not a cron (Bad minute)"),
+        ("0 2 * *", "`0 2 * *` has 4 fields; a cron has five"),
+    ],
+)
+def test_a_wrong_cron_is_told_what_is_wrong_with_it(tmp_path: Path, cron: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_schedule(write(tmp_path / "schedule.yaml", cron=cron))
+
+
 def test_a_taken_port_is_refused(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -103,7 +124,7 @@ class Serving:
         with (root / ".cache-serve.log").open("w") as log:
             self.process = subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log)
         wait_until(
-            lambda: self.alive() and "deployments are being served" in self.log(), 240, "the deployment is served"
+            lambda: self.alive() and "the deployment nightly is served" in self.log(), 240, "the deployment is served"
         )
 
     def alive(self) -> bool:
@@ -188,6 +209,7 @@ def test_an_overlapping_run_is_turned_away_cancel_and_sigterm_leave_nothing(
     serving.process.send_signal(signal.SIGTERM)
     serving.process.wait(120)
     assert processes_in(toy) == []
+    assert "never awaited" not in (toy / ".cache-serve.log").read_text()
     assert git(toy, "status", "--porcelain", "--untracked-files=no") == ""
 
 

@@ -84,12 +84,12 @@ def pipeline(
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, retries=2)
-def run_stage(stage: str, workspace: Path, force: bool, deadline: float, blocked_by: list[str]) -> State:
+def run_stage(stage: str, workspace: Path, force: bool, deadline: float, blocked_by: str) -> State:
     log = get_run_logger()
     if blocked_by:
-        return Cancelled(name="Skipped", message=f"skipped: it needs {', '.join(blocked_by)}")
+        return Completed(name="Skipped", message=f"skipped: {blocked_by}")  # no error of this stage's
     if (seconds := deadline - time.monotonic()) <= 0:
-        return Cancelled(name="Skipped", message="skipped: the run's time is up")
+        return Completed(name="Skipped", message="skipped: the run's time is up")
     if not force and dvc_stages.is_unchanged(workspace, stage):
         return Completed(name="Cached", message="cached: nothing changed since dvc.lock")
     timeout = None if math.isinf(seconds) else seconds
@@ -116,17 +116,32 @@ def _run_stages(
     attempt = run_stage.with_options(retry_delay_seconds=retry_delay, retry_condition_fn=may_pass)
     sources = local_sources.read(workspace, project)
     outcomes: dict[str, Outcome] = {}
-    for stage in dvc_stages.plan(workspace, targets):
-        blocked_by = [upstream for upstream in stage.upstreams if outcomes[upstream].state in BAD]
+    stages = dvc_stages.plan(workspace, targets)
+    downstreams = dvc_stages.downstreams(stages)
+    for stage in stages:
+        bad = [name for name, outcome in outcomes.items() if outcome.state in BAD]
+        blocked_by = _reason_to_skip(stage, bad, downstreams, targets)
         changed = local_sources.changed(workspace, sources, stage.name)
         if changed:
             get_run_logger().info("%s: the local source changed since it was last read", stage.name)
         begin = time.monotonic()
         state = attempt(stage.name, workspace, force or changed, deadline, blocked_by, return_state=True)
         outcomes[stage.name] = Outcome(stage.name, state.name or "", time.monotonic() - begin, state.message or "")
-        if state.is_completed():
+        if state.name in STATE_OF.values():
             local_sources.remember(workspace, sources, stage.name)
     return list(outcomes.values())
+
+
+def _reason_to_skip(
+    stage: dvc_stages.Stage, bad: list[str], downstreams: dict[str, set[str]], targets: list[str]
+) -> str:
+    """Say why the stage cannot run, or need not because nothing that would use it can; empty where it should run."""
+    if missing := [upstream for upstream in stage.upstreams if upstream in bad]:
+        return f"it needs {', '.join(missing)}"
+    blocked = {name for culprit in bad for name in downstreams[culprit]}
+    users = downstreams[stage.name]
+    wanted = stage.name in targets or stage.name.split("@")[0] in targets
+    return f"all that needs it needs {', '.join(bad)} too" if users and users <= blocked and not wanted else ""
 
 
 def _summary(outcomes: list[Outcome]) -> str:
