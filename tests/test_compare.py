@@ -43,6 +43,22 @@ def test_comparison_has_one_entry_a_recipe_beside_the_published_row(capsys):
     assert artifacts.COMPARISON.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_validation_stands_beside_test_and_is_left_out_where_there_is_none():
+    write_experiment()
+    path = artifacts.train_dir("finetune") / "metrics.json"
+    validated = {"validation_accuracy": 0.712, "validation_accuracy_low": 0.6, "validation_accuracy_high": 0.8}
+    validated |= {"validation_loss": 0.512, "validation_loss_low": 0.4, "validation_loss_high": 0.7}
+    path.write_text(json.dumps(json.loads(path.read_text()) | validated))
+    main()
+    first, second = json.loads(artifacts.COMPARISON.read_text())
+    assert {key: first[key] for key in validated} == validated
+    assert (second["validation_accuracy"], second["validation_loss"]) == (None, None)
+    assert all(0 <= entry["test_ece"] <= 1 for entry in (first, second))
+    text = artifacts.COMPARISON.with_suffix(".md").read_text()
+    assert "| 0.512    | 0.712 (0.600 to 0.800) |" in text
+    assert "| –        | –" in text
+
+
 def test_third_recipe_appears_without_a_published_row():
     third = {"init": "pretrained", "lr": 0.1, "head_lr_multiplier": 1, "weight_decay": 0, "batch_size": 8, "epochs": 1}
     write_params(Path(), {"train.tiny_head": third})

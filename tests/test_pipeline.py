@@ -66,12 +66,22 @@ def test_another_scratch_lr_reruns_scratch_and_what_depends_on_it(project):
     assert set(changed) == {"train.scratch.lr"}
     assert (changed["train.scratch.lr"]["old"], changed["train.scratch.lr"]["new"]) == (0.0005, 0.001)
     metrics = json.loads(dvc(project, "metrics", "diff", "--json"))
-    assert "artifacts/train/scratch/metrics.json" in metrics
-    assert "artifacts/train/finetune/metrics.json" not in metrics
+    assert {key.split(".")[0] for key in metrics["artifacts/metrics.json"]} == {"scratch"}
     assert "other-lr" in dvc(project, "exp", "show", "--csv")
 
     git(project, "checkout", "-q", "--", ".")
     dvc(project, "checkout")
+
+
+def test_what_dvc_compares_is_a_few_numbers(project):
+    (metrics,) = json.loads(dvc(project, "metrics", "show", "--json"))["workspace"]["data"].values()
+    recipes = {entry["recipe"] for entry in json.loads((project / "artifacts/comparison.json").read_text())}
+    assert set(metrics["data"]) == recipes | {"parity"}
+    assert {"test_accuracy", "test_loss", "roc_auc", "test_ece", "examples_per_second"} <= set(
+        metrics["data"]["finetune"]
+    )
+    table = dvc(project, "exp", "show", "--md").splitlines()
+    assert table[0].count("|") - 1 <= 120
 
 
 def test_plots_can_be_shown(project):

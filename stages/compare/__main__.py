@@ -1,4 +1,4 @@
-"""python -m stages.compare: comparison.json, comparison.md and comparison.png, and the table on the terminal."""
+"""Compare the recipes: `python -m stages.compare` writes comparison.json, .md and .png, and prints the table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,10 @@ from stages.compare.published import is_published_data, published_row
 from stages.shared import artifacts, cli
 from stages.shared.files import read_json, replacing, write_json, write_text
 from stages.shared.params import load_params
+
+VALIDATION = tuple(f"validation_{score}{end}" for score in ("accuracy", "loss") for end in ("", "_low", "_high"))
+HEADINGS = ("recipe", "train loss", "train acc", "val loss", "val acc (95 %)", "test loss", "test acc (95 %)", "ECE",
+            "examples/s", "seconds", "device")  # fmt: skip
 
 
 def main() -> None:
@@ -36,10 +40,13 @@ def entry_of(recipe: str, *, same_data: bool) -> dict[str, Any]:
         "recipe": recipe,
         "train_loss": trained["train_loss"],
         "train_accuracy": trained["train_accuracy"],
+        # Of training images that the recipe was not trained on; null where the recipe is not validated.
+        **{key: trained.get(key) for key in VALIDATION},
         "test_loss": tested["test_loss"],
         "test_accuracy": tested["test_accuracy"],
         "test_accuracy_low": tested["test_accuracy_low"],
         "test_accuracy_high": tested["test_accuracy_high"],
+        "test_ece": tested["ece"],
         "num_test_images": tested["num_images"],
         "examples_per_second": trained["examples_per_second"],
         "seconds": trained["seconds"],
@@ -69,19 +76,7 @@ def against(recipe: str, first: str) -> dict[str, Any]:
 
 def markdown_table(entries: Iterable[Mapping[str, Any]]) -> str:
     """One row a recipe, each followed by its published row; columns are padded to line up on a terminal."""
-    rows = [
-        [
-            "recipe",
-            "train loss",
-            "train acc",
-            "test loss",
-            "test acc",
-            "95 % interval",
-            "examples/s",
-            "seconds",
-            "device",
-        ]
-    ]
+    rows = [list(HEADINGS)]
     for entry in entries:
         rows.append(_own_row(entry))
         if entry["published"]:
@@ -95,11 +90,13 @@ def markdown_table(entries: Iterable[Mapping[str, Any]]) -> str:
 def _own_row(entry: Mapping[str, Any]) -> list[str]:
     return [
         f"**{entry['recipe']}**",
-        f"{entry['train_loss']:.3f}",
-        f"{entry['train_accuracy']:.3f}",
-        f"{entry['test_loss']:.3f}",
-        f"{entry['test_accuracy']:.3f}",
-        f"{entry['test_accuracy_low']:.3f} to {entry['test_accuracy_high']:.3f}",
+        _number(entry["train_loss"]),
+        _number(entry["train_accuracy"]),
+        _number(entry["validation_loss"]),
+        _with_interval(entry, "validation_accuracy"),
+        _number(entry["test_loss"]),
+        _with_interval(entry, "test_accuracy"),
+        _number(entry["test_ece"]),
         f"{entry['examples_per_second']:.1f}",
         f"{entry['seconds']:.1f}",
         f"{entry['device']}, {entry['precision']}".replace("|", "/"),
@@ -107,23 +104,26 @@ def _own_row(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _published_row(row: Mapping[str, Any]) -> list[str]:
-    return [
-        row["caption"],
-        f"{row['train_loss']:.3f}",
-        f"{row['train_accuracy']:.3f}",
-        "",
-        f"{row['test_accuracy']:.3f}",
-        "",
-        f"{row['examples_per_second']:.1f}",
-        "",
-        row["device"],
-    ]
+    train = [_number(row["train_loss"]), _number(row["train_accuracy"])]
+    rate = f"{row['examples_per_second']:.1f}"
+    return [row["caption"], *train, "", "", "", _number(row["test_accuracy"]), "", rate, "", row["device"]]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _with_interval(entry: Mapping[str, Any], key: str) -> str:
+    value, low, high = (entry[f"{key}{end}"] for end in ("", "_low", "_high"))
+    return _number(value) if low is None else f"{_number(value)} ({_number(low)} to {_number(high)})"
 
 
 def notes(entries: Sequence[Mapping[str, Any]]) -> str:
     """What the table's numbers mean, and each recipe's paired difference to the first."""
     lines = [
-        f"Test: {entries[0]['num_test_images']} images, seen once; 95 % intervals by Wilson. Train loss and accuracy are "
+        "Val: the recipe on training images that it was not trained on (validation); what was chosen, was chosen by it. "
+        f"Test: {entries[0]['num_test_images']} images, opened once, when all was chosen. Test loss and val loss are log-loss, "
+        "ECE is the calibration error on the test images; 95 % intervals of accuracy by Wilson. Train loss and accuracy are "
         "running averages over the last epoch, as in the book; examples/s is the median epoch's, cropping included (d2l's timer leaves loading out)."
     ]
     for entry in entries[1:]:

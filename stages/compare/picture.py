@@ -1,4 +1,4 @@
-"""comparison.png: test accuracy with intervals and published marks, and how each recipe learnt."""
+"""Draw comparison.png: validation and test accuracy with intervals and published marks, and how each recipe learnt."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -44,23 +44,38 @@ def draw_comparison(path: Path, entries: Sequence[Mapping[str, Any]], histories:
 
 
 def _draw_accuracies(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
+    """A row a recipe: a filled mark for test, a hollow one just below it for validation, a diamond for the published."""
     for row, (entry, color) in enumerate(zip(entries, series_colors(entries), strict=True)):
-        value, low, high = (entry[f"test_accuracy{end}"] for end in ("", "_low", "_high"))
-        axes.plot([low, high], [row, row], color=color, linewidth=7, alpha=0.28, solid_capstyle="round")
-        axes.plot([value], [row], "o", color=color, markersize=9)
-        axes.annotate(f"{value:.3f}", (value, row), (0, 10), textcoords="offset points", ha="center", weight="bold")
+        _draw_score(axes, entry, "test_accuracy", row, color, label="test" if row == 0 else None)
+        if entry["validation_accuracy"] is not None:
+            is_first = "validation" not in axes.get_legend_handles_labels()[1]
+            _draw_score(axes, entry, "validation_accuracy", row + 0.28, color, label="validation" if is_first else None)
         if entry["published"]:
-            published = entry["published"]["test_accuracy"]
-            label = None if axes.get_legend_handles_labels()[1] else entry["published"]["caption"]
+            published, caption = entry["published"]["test_accuracy"], entry["published"]["caption"]
+            label = None if caption in axes.get_legend_handles_labels()[1] else caption
             axes.plot([published], [row], "D", color=MUTED, markerfacecolor="white", markersize=7, label=label)
     axes.set_yticks(range(len(entries)), [entry["recipe"] for entry in entries], color=INK)
-    axes.set_ylim(len(entries) - 0.5, -0.6)
+    axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.set_xlim(right=1.0)
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
-    axes.set_title(f"Test accuracy, 95 % interval ({entries[0]['num_test_images']} images)")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.set_title(f"Accuracy, 95 % interval (test: {entries[0]['num_test_images']} images)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+
+
+def _draw_score(
+    axes: Axes, entry: Mapping[str, Any], key: str, height: float, color: str, *, label: str | None
+) -> None:
+    value, low, high = (entry[f"{key}{end}"] for end in ("", "_low", "_high"))
+    is_test = key == "test_accuracy"
+    if low is not None:
+        axes.plot(
+            [low, high], [height] * 2, color=color, linewidth=7 if is_test else 3, alpha=0.28, solid_capstyle="round"
+        )
+    face = color if is_test else "white"
+    axes.plot([value], [height], "o", color=color, markerfacecolor=face, markersize=9 if is_test else 7, label=label)
+    if is_test:
+        axes.annotate(f"{value:.3f}", (value, height), (0, 10), textcoords="offset points", ha="center", weight="bold")
 
 
 def _finish_curves(axes: Axes, title: str) -> None:

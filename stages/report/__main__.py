@@ -8,9 +8,10 @@ from stages.report import figures
 from stages.report.page import render
 from stages.report.provenance import facts_of, flatten
 from stages.report.runs import Run, read_needed_json, read_run
+from stages.report.summary import summarize
 from stages.report.tables import read_sweeps, read_table
 from stages.shared import artifacts, cli
-from stages.shared.files import write_text
+from stages.shared.files import write_json, write_text
 from stages.shared.params import load_params
 
 FIGURES = artifacts.ROOT / "figures"
@@ -31,6 +32,7 @@ def main() -> None:
         provenance=provenance(runs, params.model_dump(mode="json")),
     )
     write_text(artifacts.REPORT, page)
+    write_json(artifacts.METRICS, summarize(runs, artifacts.PARITY))
     print(f"report: {artifacts.REPORT} ({len(page) / 2**20:.1f} MiB)", flush=True)
 
 

@@ -27,6 +27,7 @@ MODEL = ROOT / "model.onnx"
 EXPORT = ROOT / "export"
 PARITY = ROOT / "parity.json"  # beside it parity.md
 REPORT = ROOT / "report.html"
+METRICS = ROOT / "metrics.json"  # the few numbers that DVC compares
 
 
 def source_weights(weights: str) -> Path:
