@@ -1,7 +1,7 @@
-"""A small real git and DVC project to sweep over: `evaluate@<recipe>` scores `lr` and `seed`, `alone` scores nothing that has a seed.
+"""A small real git and DVC project to sweep over: `train@<recipe>` scores `lr` and `seed`, `alone` scores nothing that has a seed.
 
-`prepare` leaves a line in `$SWEEP_NOTES/prepared` each time that it runs, `evaluate` one in `$SWEEP_NOTES/evaluated`. A file
-`$SWEEP_NOTES/knob` is python that `evaluate` executes first.
+`prepare`, `train` and `evaluate` leave a line in `$SWEEP_NOTES/prepared`, `trained` and `evaluated` each time that they run. A
+file `$SWEEP_NOTES/knob` is python that `train` executes first. The better a point is in validation, the worse it is in test.
 """
 
 from pathlib import Path
@@ -14,18 +14,24 @@ stages:
     cmd: python stages/stage.py prepare
     params: [size]
     outs: [artifacts/data]
+  train:
+    matrix:
+      recipe: ${train}
+    cmd: python stages/stage.py train ${item.recipe}
+    deps: [artifacts/data, stages/stage.py]
+    params:
+      - train.${item.recipe}
+    outs: ["artifacts/train/${item.recipe}/metrics.json"]
   evaluate:
     matrix:
       recipe: ${train}
     cmd: python stages/stage.py evaluate ${item.recipe}
-    deps: [artifacts/data, stages/stage.py]
-    params:
-      - train.${item.recipe}
-    metrics: ["artifacts/evaluate/${item.recipe}/metrics.json"]
+    deps: ["artifacts/train/${item.recipe}/metrics.json", stages/stage.py]
+    outs: ["artifacts/evaluate/${item.recipe}/metrics.json"]
   alone:
     cmd: python stages/stage.py alone
     deps: [artifacts/data]
-    metrics: [artifacts/alone/metrics.json]
+    outs: [artifacts/alone/metrics.json]
 """
 PARAMS = """\
 size: 3
@@ -43,20 +49,25 @@ params = ruamel.yaml.YAML(typ="safe").load(pathlib.Path("params.yaml"))
 def note(file, text):
     with open(notes / file, "a") as f:
         f.write(text + os.linesep)
-def write(folder, score):
+def write(folder, **scores):
     (out / folder).mkdir(parents=True, exist_ok=True)
-    (out / folder / "metrics.json").write_text(json.dumps({"test_accuracy": score, "text": "is no score"}))
+    (out / folder / "metrics.json").write_text(json.dumps({**scores, "text": "is no score"}))
 if stage == "prepare":
     note("prepared", os.getcwd())
     (out / "data").write_text("x" * params["size"])
 elif stage == "alone":
-    write("alone", 0.5)
+    write("alone", validation_accuracy=0.5, validation_loss=0.9)
+elif stage == "evaluate":
+    trained = json.loads((out / "train" / sys.argv[2] / "metrics.json").read_text())
+    note("evaluated", f"{sys.argv[2]} {params['train'][sys.argv[2]]['lr']}")
+    write(f"evaluate/{sys.argv[2]}", test_accuracy=1 - trained["validation_accuracy"], test_loss=0.25)
 else:
     recipe = params["train"][sys.argv[2]]
     if (notes / "knob").exists():
         exec((notes / "knob").read_text())
-    note("evaluated", f"{sys.argv[2]} {recipe['lr']} {recipe['seed']} {os.getcwd()}")
-    write(f"evaluate/{sys.argv[2]}", recipe["lr"] + 0.1 * recipe["seed"])
+    note("trained", f"{sys.argv[2]} {recipe['lr']} {recipe['seed']} {os.getcwd()}")
+    score = recipe["lr"] + 0.1 * (recipe["seed"] or 0)
+    write(f"train/{sys.argv[2]}", validation_accuracy=score, validation_loss=1 - score)
 """
 
 

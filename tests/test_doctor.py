@@ -154,7 +154,7 @@ def test_weights_by_name_are_looked_for_where_torchvision_has_them(
 def test_unknown_weights_are_told_what_torchvision_has(tmp_path: Path) -> None:
     finding = doctor.check_named_weights("resnet18", "IMAGENET1K_V9", tmp_path, None)
     assert finding.level == "fail"
-    assert finding.message == "IMAGENET1K_V9: neither a file nor torchvision's; resnet18 has IMAGENET1K_V1"
+    assert finding.message == "IMAGENET1K_V9: neither a file nor torchvision's; resnet18 has IMAGENET1K_V1, DEFAULT"
 
 
 def test_a_lock_with_a_merge_conflict_fails(tmp_path: Path) -> None:

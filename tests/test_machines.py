@@ -31,7 +31,7 @@ def run_elsewhere(monkeypatch: pytest.MonkeyPatch, states: list[State[Any]], pat
     monkeypatch.setattr(machines, "run_deployment", lambda *_, **__: SimpleNamespace(id=7))
     monkeypatch.setattr(machines, "POLL", 0.001)
     monkeypatch.setattr(machines, "PATIENCE", patience)
-    point = Experiment("point", {}, 0, "train", {})
+    point = Experiment("point", {}, 0, "train", {}, "train")
     try:
         machines.run(point, threading.Event(), commit="c0ffee", threads=1, git_remote="hub")
     finally:

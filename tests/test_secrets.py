@@ -141,8 +141,9 @@ def test_a_sweep_over_sources_runs_with_their_secrets_and_shows_none() -> None:
     sweep = Sweep(name="sources", title="Sources", x="dataset.source", grid={"dataset.source": sources})
     experiments = unfold(sweep, 1, {})
     assert [f"++dataset.source='{source}'" in e.overrides for e, source in zip(experiments, sources, strict=True)]
-    rows = table.summarize(experiments, {}, ["test_accuracy"])
-    for shown in (str(rows), table.as_markdown("Sources", rows, ["test_accuracy"]), table.as_csv(rows)):
+    rows = table.summarize(experiments, {}, ["validation_loss"])
+    described = {"title": "Sources", "rows": rows, "finals": [], "winner": {}}
+    for shown in (str(rows), table.as_markdown(described, ["validation_loss"]), table.as_csv(rows)):
         assert SECRET not in shown
         assert "one.zip" in shown
         assert "two.zip" in shown

@@ -60,7 +60,7 @@ def lines(file: Path) -> list[str]:
 
 
 def experiments_of(toy: Path) -> set[str]:
-    return set(dvc(toy, "exp", "list", "--name-only").split())
+    return {name for name in dvc(toy, "exp", "list", "--name-only").split() if not name.endswith("-tested")}
 
 
 def rows(toy: Path, name: str = "grid") -> list[dict[str, Any]]:
@@ -80,8 +80,9 @@ def test_every_point_becomes_an_experiment_and_the_project_stays_as_it_is(server
 
     first, second = rows(toy)
     assert (first["lr"], first["seeds"], second["seeds"]) == (0.1, 2, 2)
-    assert first["test_accuracy"] == pytest.approx(0.15)
-    assert second["test_accuracy"] == pytest.approx(0.25)
+    assert first["validation_accuracy"] == pytest.approx(0.15)
+    assert second["validation_accuracy"] == pytest.approx(0.25)
+    assert (first["rank"], second["rank"]) == (2, 1)
     assert len(lines(notes / "prepared")) == 1  # what the points share ran once
     folder = toy / "artifacts/sweeps/grid"
     assert {path.name for path in folder.iterdir()} == {
@@ -93,11 +94,44 @@ def test_every_point_becomes_an_experiment_and_the_project_stays_as_it_is(server
     }
 
 
+def test_validation_chooses_and_test_is_opened_for_the_winner_alone(server: str, toy: Path, notes: Path) -> None:
+    """In the toy the point with the best test score is the worst in validation."""
+    assert run(toy, seeds=2).is_completed()
+    assert lines(notes / "evaluated") == ["finetune 0.2"] * 2
+    described = json.loads((toy / "artifacts/sweeps/grid/table.json").read_text())
+    assert described["ranked_by"] == "validation_loss"
+    assert described["winner"]["point"] == {"lr": "0.2"}
+    assert described["winner"]["test_accuracy"] == pytest.approx(0.75)
+    assert not [key for row in described["rows"] + described["runs"] for key in row if "test" in key]
+    text = (toy / "artifacts/sweeps/grid/table.md").read_text()
+    assert text.count("test accuracy") == 1
+    assert "Ranked by validation log-loss" in text
+
+
+def test_no_winner_is_tested_while_a_point_is_missing(server: str, toy: Path, notes: Path) -> None:
+    (notes / "knob").write_text("if recipe['lr'] == 0.2: raise SystemExit(3)")
+    assert run(toy, seeds=1).is_failed()
+    assert lines(notes / "evaluated") == []
+    assert "none is the winner" in (toy / "artifacts/sweeps/grid/table.md").read_text()
+
+
+def test_the_best_points_go_on_to_a_second_round_with_dearer_settings(server: str, toy: Path, notes: Path) -> None:
+    finals = "finals: {keep: 2, settings: {size: 4}}\n"
+    (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]") + finals)
+    state = run(toy, seeds=1)
+    assert state.is_completed(), state.message
+    described = json.loads((toy / "artifacts/sweeps/grid/table.json").read_text())
+    assert [row["lr"] for row in described["finals"]] == [0.3, 0.2]
+    assert described["winner"]["point"] == {"lr": "0.3"}
+    assert lines(notes / "evaluated") == ["finetune 0.3"]
+    assert len(lines(notes / "trained")) == 3 + 2
+
+
 def test_what_is_done_is_not_run_again_and_what_is_new_is(server: str, toy: Path, notes: Path) -> None:
     assert run(toy, seeds=1).message.startswith("0 were done, 2 ran")
     assert run(toy, seeds=1).message.startswith("2 were done, 0 ran")
     assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
-    assert len(lines(notes / "evaluated")) == 4
+    assert len(lines(notes / "trained")) == 4
 
 
 def test_an_experiment_of_the_same_name_with_other_params_is_run_again(server: str, toy: Path, notes: Path) -> None:
@@ -118,7 +152,7 @@ def test_a_new_commit_restores_what_did_not_change(server: str, toy: Path, notes
     git(toy, "add", "README")
     git(toy, "commit", "--quiet", "--message", "Words")
     assert run(toy, seeds=1).message.startswith("0 were done, 2 ran")
-    assert len(lines(notes / "evaluated")) == 2
+    assert len(lines(notes / "trained")) == 2
 
 
 def test_a_failed_point_leaves_the_others_and_is_all_that_runs_again(server: str, toy: Path, notes: Path) -> None:
@@ -205,7 +239,7 @@ def test_the_command_line_shows_what_it_would_run(toy: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == (
-        "grid-0.1-s0 evaluate@finetune ++size=7 ++train.finetune.lr=0.1 ++train.finetune.seed=0"
+        "grid-0.1-s0 train@finetune ++size=7 ++train.finetune.lr=0.1 ++train.finetune.seed=0"
     )
     wrong = subprocess.run([*command[:3], "nothing"], cwd=toy, env=environment, capture_output=True, text=True)
     assert wrong.returncode == 1
@@ -258,7 +292,7 @@ def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: 
             os.killpg(process.pid, signal.SIGTERM)
         for process in workers:
             process.wait(60)
-    assert [row["test_accuracy"] for row in rows(toy)] == pytest.approx([0.1, 0.2, 0.3])
+    assert [row["validation_accuracy"] for row in rows(toy)] == pytest.approx([0.1, 0.2, 0.3])
     machines = {Path(line).relative_to(tmp_path).parts[0] for line in lines(notes / "started")}
     assert machines == {"one", "two"}
     assert len(lines(notes / "prepared")) == 1  # the second machine pulled what the first had prepared

@@ -32,8 +32,8 @@ def test_every_combination_of_recipe_point_grid_and_seed_is_one_experiment() -> 
     assert len(unfolded) == 2 * 2 * 2 * 3
     last = unfolded[-1]
     assert last.name == "toy-b-2-0.00001-s2"
-    assert last.target == "evaluate@b"
-    assert last.metrics == "artifacts/evaluate/b/metrics.json"
+    assert last.target == "train@b"
+    assert last.metrics == "artifacts/train/b/metrics.json"
     assert last.overrides == ["++size=9", "++p=2", "++train.b.lr=0.00001", "++train.b.seed=2"]
 
 
@@ -102,6 +102,7 @@ def test_the_four_ablations_of_the_chapter_are_there() -> None:
         ("x: name\n", "title: Field required"),
         ("title: T\nx: lr\n", "x or series is lr, which the points do not set"),
         ("title: T\nx: name\ngrid: {lr: []}\n", "grid.lr: List should have at least 1 item"),
+        ("title: T\nx: name\npoints: [{name: a}]\nscores: [test_accuracy]\n", "scores.0: String should match pattern"),
         ("title: T\nx: name\nseed: 1\n", "seed: Extra inputs are not permitted"),
         ("- 1", "not a valid sweep"),
         ("a: [", "cannot be read as YAML"),
@@ -150,18 +151,19 @@ def test_the_interval_is_students() -> None:
 def test_a_row_has_the_mean_and_its_interval_within_what_the_score_can_be() -> None:
     unfolded = unfold(sweep(points=[{"lr": 0.00001}, {"lr": 1.0}], x="lr"), 2, {})
     metrics = {
-        unfolded[0].name: {"test_accuracy": 0.9, "test_loss": 1.0},
-        unfolded[1].name: {"test_accuracy": 1.0, "test_loss": 3.0},
+        unfolded[0].name: {"validation_accuracy": 0.9, "validation_loss": 1.0},
+        unfolded[1].name: {"validation_accuracy": 1.0, "validation_loss": 3.0},
     }
-    first, second = table.summarize(unfolded, metrics, ["test_accuracy", "test_loss"])
-    assert (first["lr"], first["seeds"], first["test_accuracy"]) == (0.00001, 2, pytest.approx(0.95))
-    assert first["test_accuracy_high"] == 1.0
-    assert (first["test_loss_low"], first["test_loss_high"]) == (0.0, pytest.approx(2 + 12.706205))
-    assert (second["seeds"], second["test_accuracy"], second["test_accuracy_low"]) == (0, None, None)
-    text = table.as_markdown("Toy", [first, second], ["test_accuracy", "test_loss"])
-    assert "| 0.00001 | 2 | 0.950 (0.315 to 1.000) |" in text
-    assert "| 1.0 | 0 | – | – |" in text
-    assert table.as_csv([first, second]).startswith("lr,seeds,test_accuracy,test_accuracy_low,")
+    first, second = table.summarize(unfolded, metrics, ["validation_accuracy", "validation_loss"])
+    assert (first["lr"], first["seeds"], first["validation_accuracy"]) == (0.00001, 2, pytest.approx(0.95))
+    assert first["validation_accuracy_high"] == 1.0
+    assert (first["validation_loss_low"], first["validation_loss_high"]) == (0.0, pytest.approx(2 + 12.706205))
+    assert (second["seeds"], second["validation_accuracy"], second["validation_accuracy_low"]) == (0, None, None)
+    described = {"title": "Toy", "rows": [first, second], "finals": [], "winner": {}}
+    text = table.as_markdown(described, ["validation_accuracy", "validation_loss"])
+    assert "| 0.00001 | 1 | 2 | 0.950 (0.315 to 1.000) |" in text
+    assert "| 1.0 | – | 0 | – | – |" in text
+    assert table.as_csv([first, second]).startswith("lr,rank,seeds,validation_accuracy,validation_accuracy_low,")
     json.dumps([first, second], allow_nan=False)
 
 
@@ -171,14 +173,14 @@ def test_the_picture_has_a_line_a_series_and_points_without_x_across(tmp_path: P
         grid={"recipe.lr": [0.1, 0.2]}, x="recipe.lr", series="name",
     )  # fmt: skip
     unfolded = unfold(chosen, 2, {})
-    metrics = {e.name: {"test_accuracy": 0.5 + 0.1 * e.seed} for e in unfolded}
-    picture.draw(chosen, unfolded, metrics, tmp_path)
+    metrics = {e.name: {"validation_loss": 0.5 + 0.1 * e.seed} for e in unfolded}
+    picture.draw(chosen, unfolded, metrics, "Winner: a", tmp_path)
     lines, across = picture._lines(chosen, unfolded)
     assert {name: list(line) for name, line in lines.items()} == {"a": ["0.1", "0.2"], "b": ["0.1", "0.2"]}
     assert list(across) == ["alone"]
     assert "<svg" in (tmp_path / "figure.svg").read_text()[:1000]
     first = (tmp_path / "figure.svg").read_bytes()
-    picture.draw(chosen, unfolded, metrics, tmp_path)
+    picture.draw(chosen, unfolded, metrics, "Winner: a", tmp_path)
     assert (tmp_path / "figure.svg").read_bytes() == first
 
 

@@ -7,6 +7,8 @@ one takes, from which follows how many run at a time.
 import json
 import sys
 import threading
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from flows.project import TRANSIENT
 from flows.sweep import capacity, experiments, machines, picture, table
 from flows.sweep.capacity import Memory
 from flows.sweep.experiments import ExperimentFailed, Stopped
-from flows.sweep.plan import Experiment, Sweep, load_sweep, unfold
+from flows.sweep.plan import Experiment, Sweep, finalists, load_sweep, tested, unfold
+from flows.sweep.ranking import ranked
 
 OUTPUT = Path("artifacts/sweeps")
 UNKNOWN_NEED = Memory(host=2 * 2**30, gpu=0)  # for when the first experiment failed
@@ -47,27 +50,67 @@ def sweep(
     """
     project, chosen = Path(root).resolve(), load_sweep(name)
     planned = unfold(chosen, seeds, settings or {})
-    names = [experiment.name for experiment in planned]
     try:
         commit = experiments.committed(project)
         experiments.validate(project, commit, planned)
         with dvc_stages.claimed(project / ".cache" / f"sweep-{chosen.name}.lock"):
-            if git_remote:
-                dvc_experiments.pull(project, names, commit, git_remote)
-            done = experiments.finished(project, commit, planned)
-            pending = [experiment for experiment in planned if experiment.name not in done]
-            get_run_logger().info("%d experiments: %d done, %d to run", len(planned), len(done), len(pending))
-            states = run_all(pending, jobs, project=project, commit=commit, threads=threads, git_remote=git_remote)
-            if git_remote:
-                dvc_experiments.pull(project, names, commit, git_remote)
-            folder = write_results(chosen, planned, experiments.finished(project, commit, planned), project)
+            run = partial(run_round, jobs=jobs, project=project, commit=commit, threads=threads, git_remote=git_remote)
+            points = run(planned)
+            finals = run(_finalists(chosen, planned, points))
+            contest = finals if chosen.finals else points
+            winner = _winner(chosen, contest)
+            tests = run(tested(winner))
+            folder = write_results(chosen, points, finals, winner, list(tests.metrics.values()), project)
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
-    failed = [state.message or "" for state in states if not state.is_completed()]
-    ending = f"{len(done)} were done, {len(pending) - len(failed)} ran; see {folder.relative_to(project) / 'table.md'}"
+    failed = [*points.failed, *finals.failed, *tests.failed]
+    done, ran = (sum(counts) for counts in zip(points.counts, finals.counts, strict=True))
+    ending = f"{done} were done, {ran} ran; see {folder.relative_to(project) / 'table.md'}"
     return (
         Failed(message="\n".join([f"{len(failed)} failed, {ending}", *failed])) if failed else Completed(message=ending)
     )
+
+
+@dataclass(frozen=True)
+class Round:
+    """Some of a sweep's experiments after they have been run."""
+
+    experiments: list[Experiment]
+    metrics: dict[str, Any]  # of those that are done, by name
+    counts: tuple[int, int]  # were done before, ran now
+    failed: list[str]  # messages
+
+
+def run_round(planned: list[Experiment], jobs: int | None, **how: Any) -> Round:
+    """Run those of the experiments that are not done yet, wherever they can be had from."""
+    project, commit, git_remote = how["project"], how["commit"], how["git_remote"]
+    names = [experiment.name for experiment in planned]
+    if git_remote:
+        dvc_experiments.pull(project, names, commit, git_remote)
+    done = experiments.finished(project, commit, planned)
+    pending = [experiment for experiment in planned if experiment.name not in done]
+    if planned:
+        get_run_logger().info("%d experiments: %d done, %d to run", len(planned), len(done), len(pending))
+    states = run_all(pending, jobs, **how)
+    if git_remote:
+        dvc_experiments.pull(project, names, commit, git_remote)
+    failed = [state.message or "" for state in states if not state.is_completed()]
+    metrics = experiments.finished(project, commit, planned)
+    return Round(planned, metrics, (len(done), len(pending) - len(failed)), failed)
+
+
+def _finalists(chosen: Sweep, planned: list[Experiment], points: Round) -> list[Experiment]:
+    """The second round; empty while the first is not complete, because its ranking could still change."""
+    if not chosen.finals or points.failed:
+        return []
+    best = ranked(planned, points.metrics, chosen.scores[0])[: chosen.finals.keep]
+    return finalists(chosen.finals, [experiment for group in best for experiment in group])
+
+
+def _winner(chosen: Sweep, contest: Round) -> list[Experiment]:
+    """The seeds of the point with the best validation score; none while a point is missing: test is opened once."""
+    ranking = ranked(contest.experiments, contest.metrics, chosen.scores[0])
+    return ranking[0] if ranking and not contest.failed else []
 
 
 def run_all(pending: list[Experiment], jobs: int | None, **how: Any) -> list[State]:
@@ -134,17 +177,31 @@ def run_experiment(
     return Completed(message=f"ran, in {took}", data=took)
 
 
-def write_results(chosen: Sweep, planned: list[Experiment], metrics: dict[str, Any], project: Path) -> Path:
-    """table.json, table.md, table.csv and the picture, of the experiments that are done; returns their folder."""
+def write_results(
+    chosen: Sweep, points: Round, finals: Round, winner: list[Experiment], tests: list[Any], project: Path
+) -> Path:
+    """Write table.json, table.md, table.csv and the picture of the experiments that are done; returns their folder."""
     folder = project / OUTPUT / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
-    rows = table.summarize(planned, metrics, chosen.scores)
-    runs = [{"experiment": e.name, "seed": e.seed, **metrics[e.name]} for e in planned if e.name in metrics]
-    described = {"title": chosen.title, "rows": rows, "runs": runs}
+    rows = table.summarize(points.experiments, points.metrics, chosen.scores)
+    final_rows = table.summarize(finals.experiments, finals.metrics, chosen.scores)
+    described: dict[str, Any] = {
+        "title": chosen.title,
+        "ranked_by": chosen.scores[0],
+        "winner": table.describe(winner, tests),
+        "rows": rows,
+        "finals": final_rows,
+        "runs": [
+            {"experiment": e.name, "seed": e.seed, **part.metrics[e.name]}
+            for part in (points, finals)
+            for e in part.experiments
+            if e.name in part.metrics
+        ],
+    }
     (folder / "table.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table.as_markdown(chosen.title, rows, chosen.scores), encoding="utf-8")
+    (folder / "table.md").write_text(table.as_markdown(described, chosen.scores), encoding="utf-8")
     (folder / "table.csv").write_text(table.as_csv(rows), encoding="utf-8")
-    picture.draw(chosen, planned, metrics, folder)
+    picture.draw(chosen, points.experiments, points.metrics, table.winner_line(described["winner"]), folder)
     create_table_artifact(rows, key=f"sweep-{chosen.name.replace('_', '-')}", description=chosen.title)
     return folder
 

@@ -33,7 +33,7 @@ def sweep_point(
     """Run one experiment in this machine's clone and push it to `git_remote` and the DVC remote."""
     project = Path(root).resolve()
     fetch_commit(project, commit, git_remote)
-    experiment = Experiment(name, {}, 0, target, settings)
+    experiment = Experiment(name, {}, 0, target, settings, scored=target)
     try:
         experiments.run(project, experiment, threading.Event(), commit=commit, threads=threads, pull=True)
     except ExperimentFailed as error:

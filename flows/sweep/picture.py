@@ -1,5 +1,6 @@
 """A sweep's picture: the first score over what was varied, a line for each series, a dot for each seed."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,17 +10,17 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flows.sweep.plan import Experiment, Sweep, plain
-from flows.sweep.table import mean_interval, values_of
+from flows.overrides import plain
+from flows.sweep.plan import Experiment, Sweep
+from flows.sweep.ranking import Metrics, values_of
+from flows.sweep.table import mean_interval, words
 
 STYLE: Any = {"svg.hashsalt": "sweep", "svg.fonttype": "path", "axes.spines.top": False, "axes.spines.right": False}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
 Group = list[Experiment]
 
 
-def draw(
-    sweep: Sweep, experiments: Sequence[Experiment], metrics: Mapping[str, Mapping[str, Any]], folder: Path
-) -> None:
+def draw(sweep: Sweep, experiments: Sequence[Experiment], metrics: Metrics, caption: str, folder: Path) -> None:
     """Write figure.svg and figure.png: means with 95 % intervals, and dashed lines for points without an x."""
     score = sweep.scores[0]
     lines, across = _lines(sweep, experiments)
@@ -34,10 +35,11 @@ def draw(
             if values := values_of(group, metrics, score):
                 axes.axhline(fmean(values), color="#555555", linestyle="--", linewidth=1, label=name)
         axes.set_xticks(range(len(ticks)), ticks)
-        axes.set(xlabel=sweep.title, ylabel=score.replace("_", " "))
+        axes.set(xlabel=sweep.title, ylabel=f"{words(score)} (95 % interval over seeds)")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         if len(lines) + len(across) > 1:
             axes.legend(frameon=False, title=sweep.series and sweep.series.rpartition(".")[2])
+        axes.set_title(textwrap.fill(caption.replace("*", ""), 100), fontsize=8, loc="left", color="#555555")
         figure.savefig(folder / "figure.svg", metadata={"Date": None})
         figure.savefig(folder / "figure.png", dpi=150)
 
@@ -61,7 +63,7 @@ def _draw_line(
     name: str,
     line: Mapping[str, Group],
     ticks: Sequence[str],
-    metrics: Mapping[str, Mapping[str, Any]],
+    metrics: Metrics,
     score: str,
     color: str,
     shift: float,

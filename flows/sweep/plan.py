@@ -3,8 +3,8 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,22 @@ FOLDER = Path(__file__).parent  # of the sweeps that come with the project
 # In a sweep's settings, `recipe.` stands for `train.<the point's recipe>.`
 
 
+Score = Annotated[str, Field(pattern=r"^(validation|train)_|^(seconds|examples_per_second)$")]  # of train: none of test
+
+
+class Finals(BaseModel):
+    """A second round for the best points of the first, with settings that would be too dear for all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    keep: Annotated[int, Field(ge=1)]  # points
+    settings: Settings = {}
+    target: str = "train"  # with what it needs; `train` is the point's recipe
+
+
 class Sweep(BaseModel):
+    """A sweep's YAML file."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -31,7 +46,8 @@ class Sweep(BaseModel):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # every combination, for every recipe and point
     x: str  # the picture's axis: `name`, `recipe`, or a key; a point without it is a line across
     series: str | None = None  # what tells the picture's lines apart
-    scores: Annotated[list[str], Field(min_length=1)] = ["test_accuracy", "roc_auc", "test_loss"]  # the first is drawn
+    scores: Annotated[list[Score], Field(min_length=1)] = ["validation_loss", "validation_accuracy"]  # the first ranks
+    finals: Finals | None = None
 
     @model_validator(mode="after")
     def x_is_varied(self) -> "Sweep":
@@ -52,6 +68,7 @@ class Experiment:
     seed: int
     target: str  # the stage to run, with all it needs
     settings: Settings  # full keys of params.yaml
+    scored: str  # the stage whose metrics it is ranked by
 
     @property
     def overrides(self) -> list[str]:
@@ -60,7 +77,7 @@ class Experiment:
 
     @property
     def metrics(self) -> str:
-        return f"artifacts/{self.target.replace('@', '/')}/metrics.json"
+        return f"artifacts/{self.scored.replace('@', '/')}/metrics.json"
 
 
 def load_sweep(name: str) -> Sweep:
@@ -90,7 +107,7 @@ def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Ex
         alone = "target" in point
         if alone and recipe != sweep.recipes[0]:
             continue
-        target = point.get("target", f"evaluate@{recipe}")
+        target = point.get("target", f"train@{recipe}")
         chosen = {key: value for key, value in point.items() if key not in ("name", "target")}
         shown = {"name": point["name"]} if "name" in point else chosen
         for combination in [{}] if alone else _combinations(sweep.grid):
@@ -99,11 +116,31 @@ def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Ex
             for seed in range(1 if alone else num_seeds):
                 values = {**sweep.settings, **settings, **chosen, **combination, "recipe.seed": seed}
                 full = {_full_key(key, recipe): value for key, value in values.items()}
-                experiments.append(Experiment(_name(sweep, described, seed), described, seed, target, full))
+                experiments.append(Experiment(_name(sweep, described, seed), described, seed, target, full, target))
     counts = Counter(experiment.name for experiment in experiments)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"{sweep.name}: two points would both be {', '.join(sorted(twice))}; give each a `name`")
     return experiments
+
+
+def finalists(finals: Finals, best: Iterable[Experiment]) -> list[Experiment]:
+    """The second round's experiments for the seeds of the points that the first has found best."""
+    experiments = []
+    for first in best:
+        recipe = first.scored.partition("@")[2]
+        settings = {**first.settings, **{_full_key(key, recipe): value for key, value in finals.settings.items()}}
+        target = first.scored if finals.target == "train" else finals.target
+        experiments.append(replace(first, name=f"{first.name}-final", target=target, settings=settings))
+    return experiments
+
+
+def tested(winner: Iterable[Experiment]) -> list[Experiment]:
+    """The winner's experiments with their evaluation on the test split, which no other point gets."""
+    return [
+        replace(e, name=f"{e.name}-tested", target=f"evaluate@{recipe}", scored=f"evaluate@{recipe}")
+        for e in winner
+        if (recipe := e.scored.partition("@")[2])
+    ]
 
 
 def _combinations(grid: Mapping[str, list[Any]]) -> list[Settings]:
