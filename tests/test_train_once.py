@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from stages.shared.dataset import TrainSplit
+from stages.shared.feature_extraction import fixed_crops
 from stages.shared.model import build_model, freeze_through, head_parameters, param_groups, trainable_tail
 from stages.shared.sampling import plan_epoch
 from stages.shared.training import fit
-from stages.shared.transforms import resize_center_crop
-from stages.train.once import fixed_crops, without_augmentation
+from stages.shared.transforms import Transform, resize_center_crop
+from stages.train.once import without_augmentation
 
 MEAN, STD, CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 64
-COMMON = {"mean": MEAN, "std": STD, "batch_size": 4, "device": torch.device("cpu")}
+TRANSFORM = Transform(72, CROP, MEAN, STD)
+COMMON = {"batch_size": 4, "device": torch.device("cpu")}
 SMALL = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1", "shufflenet_v2_x0_5"]
 OTHERS = ["convnext_tiny", "vit_b_32", "densenet121", "swin_t", "regnet_y_400mf", "alexnet", "vgg11", "mnasnet0_5"]
 
@@ -43,6 +45,8 @@ def train(model, head, split, features, precision):
         split,
         torch.arange(len(split)),
         **COMMON,
+        mean=MEAN,
+        std=STD,
         crop=CROP,
         seed=3,
         epochs=3,
@@ -65,7 +69,7 @@ def test_a_head_trained_on_features_equals_one_trained_through_the_frozen_backbo
 
     fast, head = frozen_model(architecture)
     tail, crops, features = without_augmentation(
-        fast, head, split, chosen, resize=72, crop=CROP, precision=torch.float64, **COMMON
+        fast, head, split, chosen, TRANSFORM, precision=torch.float64, **COMMON
     )
     assert features is not None
     assert train(
@@ -79,7 +83,7 @@ def test_a_head_trained_on_features_equals_one_trained_through_the_frozen_backbo
 def test_features_are_those_of_the_test_crops_in_the_precision_of_training(split, precision):
     model, head = frozen_model("resnet18")
     tail, crops, features = without_augmentation(
-        model, head, split, torch.arange(10), resize=72, crop=CROP, precision=precision, **COMMON
+        model, head, split, torch.arange(10), TRANSFORM, precision=precision, **COMMON
     )
     losses = train(tail, ["0.weight", "0.bias"], crops, features, precision)
     slow, head = frozen_model("resnet18")
@@ -93,7 +97,7 @@ def test_the_backbone_runs_once_for_each_image(split):
     images = []
     model.conv1.register_forward_pre_hook(lambda _, inputs: images.append(len(inputs[0])))
     tail, crops, features = without_augmentation(
-        model, head, split, torch.arange(10), resize=72, crop=CROP, precision=torch.float32, **COMMON
+        model, head, split, torch.arange(10), TRANSFORM, precision=torch.float32, **COMMON
     )
     train(tail, ["0.weight", "0.bias"], crops, features, torch.float32)
     assert sum(images) == 10

@@ -18,6 +18,12 @@ TEST_SPLIT = ROOT / "preprocess" / "test"  # pixels.npy, labels.npy (opened by e
 MANIFEST = ROOT / "preprocess" / "manifest.json"
 PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
 
+# features
+FEATURES = ROOT / "features"  # train.safetensors: crop, mirror; test.safetensors: crop
+
+# inspect
+INSPECTION = ROOT / "inspect"  # report.json, folds.npz, and the pictures that the report shows
+
 # zero_shot
 ZERO_SHOT = ROOT / "zero_shot" / "metrics.json"
 

@@ -61,6 +61,11 @@ def head_parameters(architecture: str, crop: int) -> tuple[str, ...]:
     return names
 
 
+def head_module(model: nn.Module, head: tuple[str, ...]) -> nn.Module:
+    """The layer that turns features into logits: the one that holds the head's parameters."""
+    return model.get_submodule(head[0].rpartition(".")[0])
+
+
 def load_source(model: nn.Module, architecture: str, crop: int, source: State, head_rows: Mapping[int, int]) -> None:
     """Copy a source model's backbone into `model` and give it a fresh head.
 

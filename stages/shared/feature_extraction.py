@@ -1,0 +1,54 @@
+"""Features: what the trained end of a network is given for each image, computed once instead of in every epoch."""
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from stages.shared.dataset import TrainSplit
+from stages.shared.image_source import image_source
+from stages.shared.model import train_mode
+from stages.shared.sampling import Draws, steps
+from stages.shared.transforms import Transform, resize_center_crop
+
+
+def fixed_crops(split: TrainSplit, chosen: torch.Tensor, resize: int, crop: int) -> TrainSplit:
+    """The images `chosen` (n,) of `split` as the test transform cuts them: pixels (n, crop, crop, 3) uint8."""
+    pixels = np.empty((len(chosen), crop, crop, 3), dtype=np.uint8)
+    for row, i in enumerate(tqdm(chosen.tolist(), desc="test crops", disable=None, leave=False)):
+        height, width = split.sizes[i]
+        pixels[row] = resize_center_crop(split.pixels[i, :height, :width], resize, crop)
+    return TrainSplit(pixels, np.full((len(chosen), 2), crop, dtype=np.int32), np.asarray(split.labels)[chosen.numpy()])
+
+
+@torch.no_grad()
+def compute_features(
+    model: nn.Module,
+    tail: nn.Module,
+    pixels: np.ndarray,
+    transform: Transform,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+    mirrored: bool = False,
+) -> torch.Tensor:
+    """What `tail`, a module of `model`, is given for each of the uint8 (n, crop, crop, 3) pixels: (n, ...), on `device`.
+
+    Computed as a training step would: in training mode, where a part that is frozen whole acts as in inference.
+    """
+    crop = pixels.shape[1]
+    dtype = torch.float64 if precision == torch.float64 else torch.float32
+    model.to(device, dtype).to(memory_format=torch.channels_last)
+    train_mode(model)
+    fetch, images = image_source(pixels, batch_size, crop, transform.mean, transform.std, dtype, device, compiled=False)
+    index = torch.arange(len(pixels))
+    whole = torch.tensor([0, 0, crop, crop]).expand(len(index), 4)
+    seen: list[torch.Tensor] = []
+    hook = tail.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))  # dropout may write into it
+    for batch in steps(Draws(index, whole, torch.full_like(index, mirrored, dtype=torch.bool)), batch_size):
+        fetch(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            model(images(Draws(*(part.to(device) for part in batch))))
+    hook.remove()
+    return torch.cat(seen)
