@@ -12,7 +12,7 @@ from benchmarks.process import Runs
 from benchmarks.roofline import convolutions
 from benchmarks.timing import synchronize
 from benchmarks.workload import Size, load_workload, make_model
-from stages.shared.sampling import steps
+from stages.shared.sampling import batches
 
 PEERS = {
     "d2l": peers.d2l,
@@ -30,7 +30,7 @@ def our_runs(size: Size, folder: Path, device: torch.device, precision: torch.dt
     draws = ours.plan(split, size.steps * size.batch_size, device)
     epoch = ours.plan(split, size.own_images, device)
     runs: Runs = {
-        "timer": lambda: ours.run_reading_losses(mine, steps(draws, size.batch_size)),
+        "timer": lambda: ours.run_reading_losses(mine, batches(draws, size.batch_size)),
         "end_to_end": lambda: ours.run(mine.step, epoch, size.batch_size),
         "steps": lambda: ours.run(mine.step, draws, size.batch_size),
         "resident": lambda: ours.run(mine.resident_step, draws, size.batch_size),

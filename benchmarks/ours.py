@@ -17,13 +17,18 @@ from benchmarks.workload import (
     chosen_images,
     make_model,
 )
+from stages.shared.capture import captured
 from stages.shared.dataset import TrainSplit
 from stages.shared.image_source import image_source
-from stages.shared.model import head_parameters, param_groups, train_mode
-from stages.shared.reproducibility import choose_precision
-from stages.shared.sampling import Draws, plan_epoch, steps
-from stages.shared.steps import Step, Totals, captured, training_step
+from stages.shared.model import head_parameters, train_mode
+from stages.shared.optimization import Optimization, make_optimizer, param_groups
+from stages.shared.reproducibility import Execution, choose_precision
+from stages.shared.sampling import Draws, Sampling, batches, plan_epoch
+from stages.shared.steps import Step, Totals, training_step
 from stages.shared.training import Epoch, fit
+from stages.shared.transforms import Transform
+
+FINETUNE = Optimization(LR, head_lr_multiplier=HEAD_LR_MULTIPLIER, weight_decay=WEIGHT_DECAY)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def prepare(
 ) -> Ours:
     """On CUDA each is captured in a CUDA graph; `compiled` lets torch.compile write the model's kernels."""
     fed = torch.bfloat16 if precision == torch.bfloat16 and device.type == "cuda" else torch.float32  # as fit has it
-    _, cut = image_source(split.pixels, size.batch_size, size.crop, MEAN, STD, fed, device)
+    _, cut = image_source(split.pixels, Transform(size.resize, size.crop, MEAN, STD), size.batch_size, fed, device)
     random = torch.randn(size.batch_size, 3, size.crop, size.crop, device=device, dtype=fed)
     random = random.to(memory_format=torch.channels_last)
     totals = Totals(device)
@@ -69,16 +74,14 @@ def _step(
 ) -> Step:
     model = make_model(crop).to(device).to(memory_format=torch.channels_last)
     train_mode(model)
-    groups = param_groups(model, head_parameters(ARCHITECTURE, crop), LR, HEAD_LR_MULTIPLIER)
-    groups = [{**group, "lr": torch.tensor(group["lr"], device=device)} for group in groups]
-    optimizer = torch.optim.SGD(groups, weight_decay=WEIGHT_DECAY, fused=True)
+    groups = param_groups(model, head_parameters(ARCHITECTURE, crop), FINETUNE)
+    optimizer = make_optimizer(groups, FINETUNE, device)
     labels = torch.from_numpy(split.labels).to(device)
-    forward = torch.compile(model) if compiled else model
-    step = training_step(forward, optimizer, images, labels, totals, precision == torch.bfloat16)  # type: ignore[arg-type]
+    forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+    autocast = precision == torch.bfloat16
+    step = training_step(forward, optimizer, images, labels, totals, FINETUNE, len(labels), autocast)
     if device.type == "cuda":
-        return captured(
-            step, [*model.parameters(), *model.buffers(), totals.sums, totals.step, totals.first_bad], device
-        )
+        return captured(step, [*model.parameters(), *model.buffers(), *totals.tensors()], device)
     return step
 
 
@@ -97,20 +100,12 @@ def fit_recipe(
     """`fit` as the train stage calls it for params.yaml's finetune recipe, on the images `chosen` (n,)."""
     return fit(
         model,
-        param_groups(model, head_parameters(ARCHITECTURE, crop), LR, HEAD_LR_MULTIPLIER),
+        param_groups(model, head_parameters(ARCHITECTURE, crop), FINETUNE),
         split,
-        chosen,
-        crop=crop,
-        mean=MEAN,
-        std=STD,
-        seed=seed,
-        epochs=epochs,
-        batch_size=batch_size,
-        momentum=0.0,
-        weight_decay=WEIGHT_DECAY,
-        device=device,
-        precision=choose_precision("auto", device),
-        execution="auto",
+        Transform(crop, crop, MEAN, STD),
+        Sampling(chosen, seed, epochs, batch_size),
+        FINETUNE,
+        Execution(device, choose_precision("auto", device)),
         name=name,
     )
 
@@ -123,7 +118,7 @@ def plan(split: TrainSplit, num_images: int, device: torch.device, epoch: int = 
 
 def run(step: Step, draws: Draws, batch_size: int) -> int:
     """All batches of `draws`; the caller waits for the device."""
-    for batch in steps(draws, batch_size):
+    for batch in batches(draws, batch_size):
         step(batch)
     return len(draws.index)
 

@@ -4,7 +4,6 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +11,12 @@ from PIL import Image
 
 from benchmarks.workload import ARCHITECTURE, MEAN, STD
 from stages.shared.dataset import TrainSplit, pack_canvas
-from stages.shared.model import build_model, param_groups
-from stages.shared.reproducibility import choose_precision
+from stages.shared.model import build_model
+from stages.shared.optimization import Optimization, param_groups
+from stages.shared.reproducibility import Execution, choose_precision
+from stages.shared.sampling import Sampling
 from stages.shared.training import fit
+from stages.shared.transforms import Transform
 from synthetic_images import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target
 
 Labelled = list[tuple[np.ndarray, int]]  # uint8 (height, width, 3) and its class
@@ -56,26 +58,16 @@ def train_source(num_images: int, side: int, crop: int, epochs: int, device: tor
     torch.manual_seed(0)
     model = build_model(ARCHITECTURE, len(SOURCE_CLASSES), crop)
     batch_size = min(64, num_images)
-    settings: dict[str, Any] = {
-        "crop": crop,
-        "mean": MEAN,
-        "std": STD,
-        "seed": 0,
-        "device": device,
-        "execution": "auto",
-    }
+    optimization = Optimization(0.03, momentum=0.9, weight_decay=0.0005, loss="mean")
     fit(
         model,
-        param_groups(model, (), 0.03 / batch_size, 1.0),
+        param_groups(model, (), optimization),
         TrainSplit(pixels, sizes, labels),
-        torch.arange(num_images),
-        epochs=epochs,
-        batch_size=batch_size,
-        momentum=0.9,
-        weight_decay=0.0005 * batch_size,
-        precision=choose_precision("auto", device),
+        Transform(crop, crop, MEAN, STD),
+        Sampling(torch.arange(num_images), 0, epochs, batch_size),
+        optimization,
+        Execution(device, choose_precision("auto", device)),
         name="source",
-        **settings,
     )
     return {name: value.cpu() for name, value in model.state_dict().items()}
 

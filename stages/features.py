@@ -24,7 +24,7 @@ from stages.shared.feature_extraction import compute_features, fixed_crops
 from stages.shared.files import replacing
 from stages.shared.model import build_model, head_module, head_parameters, load_source
 from stages.shared.params import load_params
-from stages.shared.reproducibility import choose_device, choose_precision, describe_machine
+from stages.shared.reproducibility import Execution, choose_device, choose_precision, describe_machine
 from stages.shared.transforms import Transform
 
 CHUNK = 1024  # images whose crops lie in memory at a time
@@ -77,14 +77,12 @@ def extract_features(
     name: str,
 ) -> list[np.ndarray]:
     """float32 (num_images, d) for each of `mirrored`: the images as they are, or left and right exchanged."""
-    precision = choose_precision("auto", device)
+    execution = Execution(device, choose_precision("auto", device))
     parts: list[list[np.ndarray]] = [[] for _ in mirrored]
     with tqdm(total=num_images, desc=f"features of {name}", unit=" images", disable=None) as bar:
         for pixels in chunks:
             for part, flip in zip(parts, mirrored, strict=True):
-                features = compute_features(
-                    model, head, pixels, transform, batch_size=BATCH, device=device, precision=precision, mirrored=flip
-                )
+                features = compute_features(model, head, pixels, transform, BATCH, execution, mirrored=flip)
                 part.append(flatten(features).cpu().numpy())
             bar.update(len(pixels))
     return [np.concatenate(part) for part in parts]

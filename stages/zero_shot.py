@@ -1,6 +1,6 @@
 """How well the source model alone tells the target's classes apart: python -m stages.zero_shot.
 
-`zero_shot: {hotdog: 934}` says which of the source model's classes means which target class; the one target class that is
+`zero_shot: [hotdog:934]` says which of the source model's classes means which target class; the one target class that is
 not named stands for all its other classes together. Nothing is trained. Where `zero_shot` is empty there is nothing to
 measure, and metrics.json says so.
 """
@@ -22,7 +22,7 @@ from stages.shared.files import write_json
 from stages.shared.inference import predict_logits
 from stages.shared.metrics import wilson_interval
 from stages.shared.model import build_model, head_parameters, load_source
-from stages.shared.params import load_params
+from stages.shared.params import class_rows, load_params
 from stages.shared.reproducibility import choose_device, describe_machine
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     model, num_classes = load_source_model(
         params.model.architecture, manifest.transform.crop, artifacts.source_weights(params.model.weights)
     )
-    sources = choose_sources(params.zero_shot, manifest.class_names, num_classes)
+    sources = choose_sources(class_rows(params.zero_shot), manifest.class_names, num_classes)
     device = choose_device(params.runtime.device)
     logits = predict_logits(model, split.pixels, manifest.transform, device=device)
     metrics = measure(logits, np.asarray(split.labels), sources)

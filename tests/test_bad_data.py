@@ -24,7 +24,7 @@ from stages.shared.transforms import Transform
 from stages.train import __main__ as train
 from tests.experiment import ROOT, TINY, write_params
 from tests.finished_experiment import write_experiment
-from tests.test_training import MEAN, STD, model_and_groups
+from tests.test_training import MEAN, STD, model_and_head
 from tests.test_training import train as fit_small
 
 SMALL = TINY | {"model.architecture": "shufflenet_v2_x0_5", "runtime.device": "cpu"} | {
@@ -130,7 +130,7 @@ def out_of_memory(error: BaseException) -> Callable[..., Callable[..., None]]:
     def step(*_: object) -> None:
         raise error
 
-    return lambda *_: step
+    return lambda *_, **__: step
 
 
 CPU = "[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
@@ -147,13 +147,13 @@ CPU = "[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't 
 def test_memory_that_ends_names_the_batch_size_and_what_to_change(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
 ) -> None:
-    fit_small(*model_and_groups(), noise(), epochs=1, resume_path=tmp_path / "resume.pt")
+    fit_small(*model_and_head(), noise(), epochs=1, resume_path=tmp_path / "resume.pt")
     kept = (tmp_path / "resume.pt").read_bytes()
     monkeypatch.setattr(training, "training_step", out_of_memory(error))
     with pytest.raises(
         ValueError, match=r"memory is too small for batch_size 8: lower it, or preprocess\.crop"
     ) as caught:
-        fit_small(*model_and_groups(), noise(), epochs=2, resume_path=tmp_path / "resume.pt")
+        fit_small(*model_and_head(), noise(), epochs=2, resume_path=tmp_path / "resume.pt")
     assert "llocate" in str(caught.value)
     assert (tmp_path / "resume.pt").read_bytes() == kept  # the last finished epoch
 
@@ -163,7 +163,7 @@ def test_another_fault_of_a_step_is_not_taken_for_memory_that_ends(monkeypatch: 
         training, "training_step", out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     )
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        fit_small(*model_and_groups(), noise())
+        fit_small(*model_and_head(), noise())
 
 
 # A real end of memory, in a process that may take little more than it has when the model stands.
@@ -174,16 +174,16 @@ import numpy as np
 import torch
 from stages.shared import cli
 from stages.shared.dataset import TrainSplit
-from tests.test_training import model_and_groups, train
+from tests.test_training import model_and_head, train
 
 def main():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32, 128, 128, 3), dtype=np.uint8)
     split = TrainSplit(pixels, np.full((32, 2), 128, np.int32), np.arange(32) % 2)
-    train(*model_and_groups(), noise(), batch_size=8, epochs=1)  # starts every thread
+    train(*model_and_head(), noise(), batch_size=8, epochs=1)  # starts every thread
     size = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**25,) * 2)
-    train(*model_and_groups(crop=128), split, crop=128, batch_size=32, epochs=1)
+    train(*model_and_head(crop=128), split, crop=128, batch_size=32, epochs=1)
 
 cli.run(main)
 """

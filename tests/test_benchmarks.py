@@ -21,10 +21,12 @@ from benchmarks.table import ROWS, render, write_table
 from benchmarks.timing import interleave, ratio, summarize
 from benchmarks.training import over_floor
 from benchmarks.workload import HEAD_LR_MULTIPLIER, LR, MEAN, QUICK, STD, WEIGHT_DECAY, make_model, make_workload
-from stages.shared.model import param_groups
+from stages.shared.optimization import param_groups
 from stages.shared.params import load_params
-from stages.shared.sampling import steps
+from stages.shared.reproducibility import Execution
+from stages.shared.sampling import Sampling, batches
 from stages.shared.training import fit
+from stages.shared.transforms import Transform
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,9 +67,9 @@ def test_our_benchmarked_step_is_the_one_that_fit_runs(work):
 
     model = make_model(QUICK.crop)
     history = fit(
-        model, param_groups(model, ("fc.weight", "fc.bias"), LR, HEAD_LR_MULTIPLIER), work.train, torch.arange(8),
-        crop=QUICK.crop, mean=MEAN, std=STD, seed=0, epochs=1, batch_size=QUICK.batch_size, momentum=0.0,
-        weight_decay=WEIGHT_DECAY, device=CPU, precision=torch.float32, execution="auto",
+        model, param_groups(model, ("fc.weight", "fc.bias"), ours.FINETUNE), work.train,
+        Transform(QUICK.resize, QUICK.crop, MEAN, STD), Sampling(torch.arange(8), 0, 1, QUICK.batch_size),
+        ours.FINETUNE, Execution(CPU, torch.float32),
     )  # fmt: skip
     assert images == 8
     assert loss / images == history[0].train_loss
@@ -82,7 +84,7 @@ def test_the_step_without_a_data_path_trains_on_as_many_images(work):
 
 def test_reading_losses_counts_every_image(work):
     mine = ours.prepare(work.train, QUICK, CPU, torch.float32)
-    assert ours.run_reading_losses(mine, steps(ours.plan(work.train, 7, CPU), QUICK.batch_size)) == 7
+    assert ours.run_reading_losses(mine, batches(ours.plan(work.train, 7, CPU), QUICK.batch_size)) == 7
 
 
 def test_a_floor_is_that_of_the_devices_own_peaks():

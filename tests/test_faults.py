@@ -18,7 +18,7 @@ from tests.experiment import TINY, environment, make_project
 from tests.killer import Kill
 from tests.nursery import Nursery
 from tests.test_kills import copy_of, results
-from tests.test_training import model_and_groups, train
+from tests.test_training import model_and_head, train
 
 EXPERIMENT = TINY | {"model.architecture": "shufflenet_v2_x0_5"}
 TO_SCRATCH = ["download dataset", "download model", "pretrain", "preprocess", "train scratch"]
@@ -231,9 +231,9 @@ def test_a_resume_file_is_taken_whatever_its_time(
     pixels = np.random.default_rng(0).integers(0, 256, (12, 36, 36, 3), dtype=np.uint8)
     split = TrainSplit(pixels, np.full((12, 2), 36, np.int32), np.arange(12, dtype=np.int64) % 2)
     path = tmp_path / "resume.pt"
-    train(*model_and_groups(), split, epochs=1, batch_size=6, resume_path=path)
+    train(*model_and_head(), split, epochs=1, batch_size=6, resume_path=path)
     os.utime(path, (when, when))
-    train(*model_and_groups(), split, epochs=1, batch_size=6, resume_path=path)
+    train(*model_and_head(), split, epochs=1, batch_size=6, resume_path=path)
     assert f"resuming after epoch 1 ({path})" in capsys.readouterr().out
 
 

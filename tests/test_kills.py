@@ -24,7 +24,7 @@ from tests.experiment import TINY, make_project
 from tests.killer import Kill
 from tests.misbehaving_server import misbehaving_server
 from tests.nursery import Nursery
-from tests.test_training import model_and_groups, train
+from tests.test_training import model_and_head, train
 
 SEED = int(os.environ.get("KILL_SEED", "0"))
 STAGES = {
@@ -285,9 +285,9 @@ def test_a_damaged_resume_file_is_dropped_with_a_message(
 ) -> None:
     path = tmp_path / "resume.pt"
     arguments: dict[str, Any] = {"epochs": 1, "batch_size": 6, "resume_path": path}
-    expected = train(*model_and_groups(), split, **arguments)
+    expected = train(*model_and_head(), split, **arguments)
     path.write_bytes(damage(kind, path.read_bytes()))
-    history = train(*model_and_groups(), split, **arguments)
+    history = train(*model_and_head(), split, **arguments)
     assert (
         f"{path}: damaged, as by a power cut while it was written; starting from the first epoch"
         in capsys.readouterr().out

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from stages.shared.model import build_model, freeze_through, head_parameters, load_source, param_groups, train_mode
+from stages.shared.model import build_model, freeze_through, head_parameters, load_source, train_mode
+from stages.shared.optimization import Optimization, param_groups
 from stages.shared.params import ARCHITECTURES
 
 SMALL = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1", "shufflenet_v2_x0_5"]
@@ -110,7 +111,7 @@ def test_freezing_names_what_is_allowed(last):
 
 def test_the_head_learns_at_its_own_rate():
     model = build_model("resnet18", 2, 64)
-    backbone, head = param_groups(model, head_parameters("resnet18", 64), 0.1, 10)
+    backbone, head = param_groups(model, head_parameters("resnet18", 64), Optimization(0.1, head_lr_multiplier=10))
     assert (backbone["lr"], head["lr"]) == (0.1, 1.0)
     assert [tuple(parameter.shape) for parameter in head["params"]] == [(2, 512), (2,)]
     assert len(backbone["params"]) + len(head["params"]) == len(list(model.parameters()))

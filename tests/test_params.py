@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.shared.params import ARCHITECTURES, Params, load_params
+from stages.shared.params import ARCHITECTURES, Params, class_rows, load_params
 
 DEFAULT = Path(__file__).parents[1] / "params.yaml"
 VALUES = YAML(typ="safe", pure=True).load(DEFAULT)
@@ -87,7 +88,8 @@ def test_dvc_reads_every_value_as_the_typed_params_do():
             1.5,
             "train.finetune.train_fraction: Input should be less than or equal to 1",
         ),
-        ("train.scratch.head_init", {"hotdog": 3}, "train.scratch: head_init takes rows of the source model's head"),
+        ("train.scratch.head", ["hotdog:3"], "train.scratch: head is of the source model: set init: pretrained"),
+        ("train.finetune.head", ["hotdog"], "train.finetune.head.list.*: write class:row, as hotdog:934"),
         ("train", {}, "train: .*at least 1"),
         ("train.fine-tune", VALUES["train"]["scratch"], "train.fine-tune: String should match pattern"),
         ("preprocess.crop", 300, "preprocess: crop 300 is larger than resize 256"),
@@ -165,9 +167,9 @@ def said(tmp_path: Path, text: str) -> str:
             "preprocess: std [0.2, -0.1, 0.2] must be greater than 0 in every channel",
         ),
         (
-            "train.scratch.head_init",
-            {"hotdog": 3},
-            "train.scratch: head_init takes rows of the source model's head: set init: pretrained, or head_init: {}",
+            "train.scratch.head",
+            ["hotdog:3"],
+            "train.scratch: head is of the source model: set init: pretrained, or head: random",
         ),
         ("train.1st", VALUES["train"]["scratch"], "train.1st: String should match pattern '^[A-Za-z][A-Za-z0-9_]*$' (found '1st')"),
         ("export.recipe", "other", "params: export.recipe is 'other', which is not among train's recipes: finetune, scratch"),
@@ -226,14 +228,33 @@ def test_a_tag_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "taken", "refused"),
     [
-        ("train.finetune.epochs", [1, 10**9], [0, 10**9 + 1]),
+        ("train.finetune.epochs", [1, 10**9], [-1, 0, 10**9 + 1]),
         ("train.finetune.batch_size", [1, 10**9], [0, 10**9 + 1]),
         ("train.finetune.lr", [1e-30, 999999.0], [0, 1e6]),
         ("train.finetune.head_lr_multiplier", [1e-30, 999999.0], [0, 1e6]),
         ("train.finetune.weight_decay", [0, 999999.0], [-1e-9, 1e6]),
         ("train.finetune.momentum", [0, 0.999], [-1e-9, 1]),
         ("train.finetune.train_fraction", [1e-9, 1], [0, 1.000001]),
-        ("train.finetune.head_init", [{"a": 0}], [{"a": -1}]),
+        (
+            "train.finetune.head",
+            ["random", "probe", ["a:0"], ["hot dog:934", "c:d:1"]],
+            ["zero", [], ["a:-1"], ["a"], [":1"]],
+        ),
+        ("train.finetune.batch_norm", ["train", "frozen"], ["eval"]),
+        ("train.finetune.optimizer", ["sgd", "adamw"], ["adam"]),
+        ("train.finetune.layer_decay", [1e-9, 1], [0, 1.000001]),
+        ("train.finetune.schedule", ["constant", "cosine"], ["step"]),
+        ("train.finetune.warmup", [0, 0.999999], [-1e-9, 1]),
+        ("train.finetune.ema", [0, 0.999999], [-1e-9, 1]),
+        ("train.finetune.loss", ["sum", "mean"], ["median"]),
+        ("train.finetune.label_smoothing", [0, 0.999999], [-1e-9, 1]),
+        ("train.finetune.class_weights", ["none", "balanced"], ["rare"]),
+        ("train.finetune.crop_scale", [[1e-9, 1], [1, 1]], [[0, 1], [0.5, 1.01], [0.6, 0.5], [0.5], 0.5]),
+        ("train.finetune.color", [0, 1], [-1e-9, 1.000001]),
+        ("train.finetune.mixup", [0, 100], [-1e-9, 101]),
+        ("train.finetune.validation", ["none", "holdout", "folds"], ["test"]),
+        ("train.finetune.calibration", ["none"], ["platt"]),
+        ("runtime.save_every", [0, 999999], [-1e-9, 1e6]),
         ("train.finetune.freeze", ["x"], [""]),
         ("train.finetune.seed", [None, 0, 2**31 - 1], [-1, 2**31]),
         ("train.finetune.precision", ["auto", "float32", "bfloat16"], ["float16"]),
@@ -249,7 +270,7 @@ def test_a_tag_is_refused(tmp_path):
         ("preprocess.max_side", [8, 8192], [7, 8193]),
         ("preprocess.std", [[1e-9, 1, 1]], [[0, 1, 1], [1, 1], [1, math.nan, 1], [1, 1, math.inf]]),
         ("preprocess.mean", [[0, 0, 0], [-1, 2, 3]], [[0, 0], [0, 0, 0, 0], 0, [math.nan, 0, 0], [0, 0, -math.inf]]),
-        ("zero_shot", [{}, {"a": 0}], [{"a": -1}]),
+        ("zero_shot", [[], ["a:0"]], [["a:-1"], ["a"], "a:0"]),
         ("runtime.device", ["auto", "cpu", "cuda"], ["gpu"]),
         ("runtime.num_devices", [1, 1024], [0, 1025]),
         ("runtime.step", ["auto", "eager", "graph", "compile"], ["jit"]),
@@ -270,33 +291,51 @@ def test_a_range_ends_where_it_is_said_to(key, taken, refused):
             Params.model_validate(changed(key, value))
 
 
-def test_a_recipe_says_no_more_than_it_must():
-    """What the scratch recipe leaves out."""
-    recipe = load_params(DEFAULT).train["scratch"]
-    left_out = (recipe.momentum, recipe.train_fraction, recipe.freeze, recipe.augmentation, recipe.precision)
-    assert left_out == (0.0, 1.0, "none", "random_crop", "auto")
-    assert (recipe.head_init, recipe.seed) == ({}, None)
+@pytest.mark.parametrize("key", leaves(VALUES["base_recipe"]))
+def test_every_key_of_every_recipe_stands_in_params_yaml(tmp_path, key):
+    """A default that stood in the code would be one that DVC does not track."""
+    for name in VALUES["train"]:
+        values = copy.deepcopy(VALUES)
+        del values["train"][name][key]
+        with pytest.raises(ValueError, match=f"train.{name}.{key}: missing"):
+            load(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"init": "random", "head": "probe"}, "head is of the source model: set init: pretrained, or head: random"),
+        ({"init": "random", "freeze": "layer1"}, "freeze would freeze random weights"),
+        ({"init": "random", "batch_norm": "frozen"}, "batch_norm would freeze statistics of no image"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "momentum is sgd's: set optimizer: sgd, or momentum: 0.0"),
+        ({"augmentation": "none", "color": 0.2}, "color changes random crops: set augmentation: random_crop, or color: 0.0"),
+        ({"augmentation": "none", "mixup": 0.2}, "mixup mixes random crops: set augmentation: random_crop, or mixup: 0.0"),
+        ({"crop_scale": [0.9, 0.3]}, "crop_scale is the least and the most of an image's area, in this order"),
+        ({"validation": "none", "calibration": "temperature"}, "calibration is fitted on validation logits"),
+        ({"epochs": 0}, "epochs: 0 trains nothing: set head: probe"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_keys_that_do_not_go_together_are_refused_by_name(tmp_path, changes, problem):
     values = copy.deepcopy(VALUES)
-    del values["zero_shot"]
-    assert Params.model_validate(values).zero_shot == {}
+    values["train"]["finetune"] |= changes
+    with pytest.raises(ValueError, match=re.escape(f"train.finetune: {problem}")):
+        load(tmp_path, values)
 
 
-def test_a_random_recipe_may_leave_head_init_empty_and_a_pretrained_one_may_fill_it():
-    Params.model_validate(changed("train.scratch.head_init", {}))
-    assert Params.model_validate(changed("train.finetune.head_init", {"a": 3})).train["finetune"].head_init == {"a": 3}
+def test_a_recipe_of_the_probe_alone_has_no_epochs(tmp_path):
+    values = copy.deepcopy(VALUES)
+    values["train"]["finetune"] |= {"head": "probe", "epochs": 0}
+    assert load(tmp_path, values).train["finetune"].epochs == 0
 
 
-def test_a_third_recipe_needs_params_alone(tmp_path):
-    third = {
-        "init": "pretrained",
-        "lr": 0.0001,
-        "head_lr_multiplier": 1,
-        "weight_decay": 0,
-        "batch_size": 16,
-        "epochs": 1,
-    }
-    params = load(tmp_path, changed("train.linear_probe", {**third, "freeze": "backbone"}))
-    assert params.train["linear_probe"].freeze == "backbone"
+def test_rows_of_the_source_model_are_split_at_the_last_colon():
+    assert class_rows(["hot dog:934", "c:d:1"]) == {"hot dog": 934, "c:d": 1}
+
+
+def test_another_recipe_needs_params_alone(tmp_path):
+    probe = VALUES["base_recipe"] | {"lr": 0.0001, "freeze": "backbone"}
+    assert load(tmp_path, changed("train.linear_probe", probe)).train["linear_probe"].freeze == "backbone"
 
 
 def test_params_cannot_be_changed_once_read():

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torchvision.transforms.v2 as T
 
-from stages.shared.sampling import choose_fraction, plan_epoch, steps
+from stages.shared import sampling
+from stages.shared.sampling import choose_fraction, plan_epoch
 from stages.shared.transforms import draw_crops
 
 NUM_DRAWS = 20_000
@@ -42,7 +43,7 @@ def test_crops_stay_inside_the_image():
 
 def test_an_epoch_sees_every_image_once_and_the_last_batch_is_partial():
     plan = plan_epoch(torch.full((50, 2), 100), torch.arange(50), seed=0, epoch=1)
-    batches = list(steps(plan, 16))
+    batches = list(sampling.batches(plan, 16))
     assert [len(batch.index) for batch in batches] == [16, 16, 16, 2]
     assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(50))
 
@@ -50,7 +51,7 @@ def test_an_epoch_sees_every_image_once_and_the_last_batch_is_partial():
 def test_plans_differ_by_epoch_and_seed_and_repeat_by_both():
     sizes, chosen = torch.full((50, 2), 100), torch.arange(50)
     first, again = plan_epoch(sizes, chosen, 0, 1), plan_epoch(sizes, chosen, 0, 1)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors(), again.tensors(), strict=True))
     assert not torch.equal(first.index, plan_epoch(sizes, chosen, 0, 2).index)
     assert not torch.equal(first.index, plan_epoch(sizes, chosen, 1, 1).index)
 
@@ -58,8 +59,8 @@ def test_plans_differ_by_epoch_and_seed_and_repeat_by_both():
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_devices_share_each_batch_without_overlap_or_loss(world_size):
     plan = plan_epoch(torch.full((50, 2), 100), torch.arange(50), 0, 1)
-    whole = list(steps(plan, 16))
-    shards = [list(steps(plan, 16, rank, world_size)) for rank in range(world_size)]
+    whole = list(sampling.batches(plan, 16))
+    shards = [list(sampling.batches(plan, 16, rank, world_size)) for rank in range(world_size)]
     for i, batch in enumerate(whole):
         together = torch.cat([shard[i].index for shard in shards])
         assert sorted(together.tolist()) == sorted(batch.index.tolist())

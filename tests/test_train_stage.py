@@ -10,7 +10,8 @@ from stages.preprocess import __main__ as preprocess
 from stages.shared import artifacts, distributed
 from stages.shared.checkpoint import load_checkpoint
 from stages.train import __main__ as train
-from tests.experiment import ROOT
+from stages.train.model import Start, make_model
+from tests.experiment import ROOT, write_params
 from tests.test_bad_data import write_images
 
 PHOTOS = {"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2}
@@ -72,9 +73,13 @@ def test_more_cuda_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyP
         distributed.launch("stages.train", ["finetune"], 2, torch.device("cuda"))
 
 
-def test_head_init_of_a_class_that_the_data_has_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="head_init names sausage; the data's classes are a, b"):
-        train.make_model(
-            "shufflenet_v2_x0_5", ("a", "b"), 32, None,
-            head_init={"sausage": 3}, freeze="none", lr=0.1, head_lr_multiplier=1, seed=0,
-        )  # fmt: skip
+def test_a_head_of_a_class_that_the_data_has_not_is_refused() -> None:
+    start = Start(source=None, head_rows={"sausage": 3}, freeze="none", exact_batch_norm=False)
+    with pytest.raises(ValueError, match="head names sausage; the data's classes are a, b"):
+        make_model("shufflenet_v2_x0_5", ("a", "b"), 32, start, seed=0)
+
+
+def test_without_a_recipe_the_recipes_are_named(tmp_path: Path) -> None:
+    write_params(tmp_path, {})
+    with pytest.raises(ValueError, match=r"run python -m stages\.train with one of finetune, scratch"):
+        train.main()

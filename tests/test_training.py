@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch.nn.functional as F
 
 from stages.shared.checkpoint import digest
 from stages.shared.dataset import TrainSplit
-from stages.shared.model import build_model, head_parameters, param_groups
-from stages.shared.sampling import plan_epoch, steps
+from stages.shared.model import build_model, head_parameters
+from stages.shared.optimization import Optimization, param_groups
+from stages.shared.reproducibility import Execution
+from stages.shared.sampling import Augmentation, Sampling, batches, plan_epoch
 from stages.shared.training import fit
-from stages.shared.transforms import crop_each, normalize
+from stages.shared.transforms import Transform, crop_each, normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -30,31 +34,45 @@ def split() -> TrainSplit:
     return TrainSplit(pixels, np.full((20, 2), 40, np.int32), labels)
 
 
-def model_and_groups(lr: float = 0.002, multiplier: float = 10, architecture: str = ARCHITECTURE, crop: int = 32):
+def model_and_head(architecture: str = ARCHITECTURE, crop: int = 32):
     torch.manual_seed(0)
-    model = build_model(architecture, 2, crop)
-    return model, param_groups(model, head_parameters(architecture, crop), lr, multiplier)
+    return build_model(architecture, 2, crop), head_parameters(architecture, crop)
 
 
-def train(model, groups, split, **changed):
-    arguments = {
-        "crop": 32, "mean": MEAN, "std": STD, "seed": 0, "epochs": 2, "batch_size": 8, "momentum": 0.0, "weight_decay": 0.001,
-        "device": CPU, "precision": torch.float32, "execution": "eager",
-    }  # fmt: skip
-    return fit(model, groups, split, torch.arange(len(split)), **(arguments | changed))
+def train(model, head, split, *, lr=0.002, multiplier=10.0, crop=32, resume_path=None, name="train", **changed):
+    """Two epochs in batches of 8; `changed` are fields of Augmentation, Optimization, Execution and Sampling."""
+
+    def own(kind: type, **usual: Any) -> dict[str, Any]:
+        return usual | {field.name: changed.pop(field.name) for field in fields(kind) if field.name in changed}
+
+    augmentation = Augmentation(**own(Augmentation))
+    optimization = Optimization(lr, **own(Optimization, head_lr_multiplier=multiplier, weight_decay=0.001))
+    execution = Execution(**own(Execution, device=CPU, precision=torch.float32, step="eager"))
+    usual = {"chosen": torch.arange(len(split)), "seed": 0, "epochs": 2, "batch_size": 8, "augmentation": augmentation}
+    return fit(
+        model, param_groups(model, head, optimization), split, Transform(crop * 9 // 8, crop, MEAN, STD),
+        Sampling(**usual | changed), optimization, execution, resume_path=resume_path, name=name,
+    )  # fmt: skip
 
 
 def test_one_epoch_equals_the_books_loop_written_out(split):
-    model, groups = model_and_groups()
-    history = train(model, groups, split, epochs=1)
+    model, head = model_and_head()
+    history = train(model, head, split, epochs=1)
 
-    plain, groups = model_and_groups()
+    plain, head = model_and_head()
     plain = plain.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(groups, weight_decay=0.001)
+    optimizer = torch.optim.SGD(
+        param_groups(plain, head, Optimization(0.002, head_lr_multiplier=10)), weight_decay=0.001
+    )
     draws = plan_epoch(torch.from_numpy(split.sizes), torch.arange(20), 0, 1)
     loss_sum = 0.0
-    for batch in steps(draws, 8):
-        images = normalize(crop_each(torch.from_numpy(split.pixels), *batch, 32), MEAN, STD, torch.float32)
+    for batch in batches(draws, 8):
+        images = normalize(
+            crop_each(torch.from_numpy(split.pixels), batch.index, batch.boxes, batch.flips, 32),
+            MEAN,
+            STD,
+            torch.float32,
+        )
         loss = F.cross_entropy(plain(images), torch.from_numpy(split.labels)[batch.index], reduction="sum")
         optimizer.zero_grad()
         loss.backward()
@@ -67,45 +85,45 @@ def test_one_epoch_equals_the_books_loop_written_out(split):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_two_seeded_runs_are_bitwise_equal(split, precision):
-    runs = [model_and_groups() for _ in range(2)]
-    for model, groups in runs:
-        train(model, groups, split, precision=precision)
+    runs = [model_and_head() for _ in range(2)]
+    for model, head in runs:
+        train(model, head, split, precision=precision)
     assert digest(runs[0][0]) == digest(runs[1][0])
 
 
 def test_another_seed_gives_another_model(split):
-    runs = [model_and_groups() for _ in range(2)]
-    for seed, (model, groups) in enumerate(runs):
-        train(model, groups, split, seed=seed)
+    runs = [model_and_head() for _ in range(2)]
+    for seed, (model, head) in enumerate(runs):
+        train(model, head, split, seed=seed)
     assert digest(runs[0][0]) != digest(runs[1][0])
 
 
 def test_training_learns(split):
-    model, groups = model_and_groups(lr=0.001, multiplier=1)
-    history = train(model, groups, split, epochs=12, momentum=0.9)
+    model, head = model_and_head()
+    history = train(model, head, split, lr=0.001, multiplier=1, epochs=12, momentum=0.9)
     assert history[-1].train_loss < history[0].train_loss / 2
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_resumed_run_equals_an_undisturbed_one(split, tmp_path, momentum):
-    undisturbed, groups = model_and_groups()
-    expected = train(undisturbed, groups, split, epochs=3, momentum=momentum)
+    undisturbed, head = model_and_head()
+    expected = train(undisturbed, head, split, epochs=3, momentum=momentum)
 
     resume_path = tmp_path / "resume.pt"
-    interrupted, groups = model_and_groups()
-    train(interrupted, groups, split, epochs=2, momentum=momentum, resume_path=resume_path)
-    fresh, groups = model_and_groups()
-    history = train(fresh, groups, split, epochs=3, momentum=momentum, resume_path=resume_path)
+    interrupted, head = model_and_head()
+    train(interrupted, head, split, epochs=2, momentum=momentum, resume_path=resume_path)
+    fresh, head = model_and_head()
+    history = train(fresh, head, split, epochs=3, momentum=momentum, resume_path=resume_path)
 
     assert digest(fresh) == digest(undisturbed)
     assert [epoch.train_loss for epoch in history] == [epoch.train_loss for epoch in expected]
 
 
 def test_a_loss_that_is_not_finite_stops_with_recipe_epoch_step_and_lr(split, tmp_path):
-    model, groups = model_and_groups(lr=1e30)
+    model, head = model_and_head()
     resume_path = tmp_path / "resume.pt"
     with pytest.raises(ValueError, match=r"finetune: the loss is nan in epoch 1 at step [23], at lr 1e\+30, 1e\+31"):
-        train(model, groups, split, resume_path=resume_path, name="finetune")
+        train(model, head, split, lr=1e30, resume_path=resume_path, name="finetune")
     assert not resume_path.exists()
 
 
@@ -113,31 +131,31 @@ def test_one_image_to_a_batch_of_one_value_per_channel_is_explained(split):
     torch.manual_seed(0)
     model = build_model("resnet18", 2, 32)
     with pytest.raises(ValueError, match=r"batch norm needs more than one value per channel.*change batch_size"):
-        train(model, param_groups(model, ("fc.weight", "fc.bias"), 0.001, 1), split, batch_size=1)
+        train(model, ("fc.weight", "fc.bias"), split, batch_size=1)
 
 
 def test_a_batch_larger_than_the_set_is_one_step(split):
-    model, groups = model_and_groups()
-    assert len(train(model, groups, split, batch_size=1000, epochs=1)) == 1
+    model, head = model_and_head()
+    assert len(train(model, head, split, batch_size=1000, epochs=1)) == 1
 
 
 def test_a_cuda_graph_without_cuda_is_refused(split):
     with pytest.raises(ValueError, match=r"runtime.step is graph, which needs CUDA"):
-        train(*model_and_groups(), split, execution="graph")
+        train(*model_and_head(), split, step="graph")
 
 
 RANK = """
 import sys, torch, numpy as np
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.test_training import model_and_groups, train
+from tests.test_training import model_and_head, train
 from stages.shared.dataset import TrainSplit
 from stages.shared.distributed import process_group, rank_and_world_size, with_exact_batch_norm
 with process_group(torch.device("cpu")):
     arrays = np.load(sys.argv[1])
     split = TrainSplit(arrays["pixels"], arrays["sizes"], arrays["labels"])
-    model, groups = model_and_groups(lr=0.0003, architecture="resnet18", crop=64)
-    train(with_exact_batch_norm(model), groups, split, precision=torch.float64, batch_size=9, crop=64)
+    model, head = model_and_head("resnet18", 64)
+    train(with_exact_batch_norm(model), head, split, lr=0.0003, precision=torch.float64, batch_size=9, crop=64)
     if rank_and_world_size()[0] == 0:
         torch.save(model.state_dict(), sys.argv[2])
 """
@@ -153,8 +171,8 @@ def test_several_processes_equal_one_in_float64(split, tmp_path, num_devices):
         [*torchrun, tmp_path / "rank.py", tmp_path / "split.npz", tmp_path / "several.pt"], check=True, timeout=120
     )
 
-    model, groups = model_and_groups(lr=0.0003, architecture="resnet18", crop=64)
-    train(model, groups, split, precision=torch.float64, batch_size=9, crop=64)
+    model, head = model_and_head("resnet18", 64)
+    train(model, head, split, lr=0.0003, precision=torch.float64, batch_size=9, crop=64)
     several = torch.load(tmp_path / "several.pt", weights_only=True)
     for name, value in model.state_dict().items():
         assert (value.double() - several[name].double()).abs().max() < 1e-12, name

@@ -43,7 +43,10 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # NCCL is told its device, so that it connects at once and does not guess the device from the rank.
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+    )
     yield device
     dist.destroy_process_group()  # not after a failure: NCCL would wait for the graphs that the traceback keeps alive
 
@@ -99,7 +102,8 @@ class ExactBatchNorm2d(nn.BatchNorm2d):
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            # Of one value the variance is 0, biased or not, and not 0/0.
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)

@@ -8,7 +8,8 @@ from tqdm import tqdm
 from stages.shared.dataset import TrainSplit
 from stages.shared.image_source import image_source
 from stages.shared.model import train_mode
-from stages.shared.sampling import Draws, steps
+from stages.shared.reproducibility import Execution
+from stages.shared.sampling import Draws, batches
 from stages.shared.transforms import Transform, resize_center_crop
 
 
@@ -27,28 +28,27 @@ def compute_features(
     tail: nn.Module,
     pixels: np.ndarray,
     transform: Transform,
-    *,
     batch_size: int,
-    device: torch.device,
-    precision: torch.dtype,
+    execution: Execution,
+    *,
     mirrored: bool = False,
 ) -> torch.Tensor:
     """What `tail`, a module of `model`, is given for each of the uint8 (n, crop, crop, 3) pixels: (n, ...), on `device`.
 
     Computed as a training step would: in training mode, where a part that is frozen whole acts as in inference.
     """
-    crop = pixels.shape[1]
-    dtype = torch.float64 if precision == torch.float64 else torch.float32
-    model.to(device, dtype).to(memory_format=torch.channels_last)
+    crop, device = pixels.shape[1], execution.device
+    model.to(device, execution.dtype).to(memory_format=torch.channels_last)
     train_mode(model)
-    fetch, images = image_source(pixels, batch_size, crop, transform.mean, transform.std, dtype, device, compiled=False)
+    rows = min(batch_size, len(pixels))
+    fetch, images = image_source(pixels, transform, rows, execution.dtype, device, compiled=False)
     index = torch.arange(len(pixels))
     whole = torch.tensor([0, 0, crop, crop]).expand(len(index), 4)
     seen: list[torch.Tensor] = []
     hook = tail.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))  # dropout may write into it
-    for batch in steps(Draws(index, whole, torch.full_like(index, mirrored, dtype=torch.bool)), batch_size):
+    for batch in batches(Draws(index, whole, torch.full_like(index, mirrored, dtype=torch.bool)), batch_size):
         fetch(batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            model(images(Draws(*(part.to(device) for part in batch))))
+        with torch.autocast(device.type, torch.bfloat16, enabled=execution.autocast):
+            model(images(batch.each(lambda part: part.to(device))))
     hook.remove()
     return torch.cat(seen)

@@ -1,6 +1,6 @@
 """Where a training step's images come from: cropped by the CPU's threads, or on the device from pixels that lie there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,31 +8,95 @@ import numpy as np
 import torch
 
 from stages.shared.sampling import Draws
-from stages.shared.transforms import choose_taps, crop_into, gather_taps, num_taps, rescale, rescaling
+from stages.shared.transforms import (
+    Transform,
+    choose_taps,
+    crop_into,
+    gather_taps,
+    jitter_colors,
+    num_taps,
+    rescale,
+    rescaling,
+)
+
+Fetch = Callable[[Draws], None]
+Images = Callable[[Draws], torch.Tensor]
 
 
 def image_source(
     pixels: np.ndarray,
-    batch_size: int,
-    crop: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    transform: Transform,
+    num_rows: int,
     dtype: torch.dtype,
     device: torch.device,
     compiled: bool = True,
-) -> tuple[Callable[[Draws], None], Callable[[Draws], torch.Tensor]]:
+) -> tuple[Fetch, Images]:
     """How a step gets its images from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` within it.
 
-    `images` returns normalised (b, 3, crop, crop), channels last. On a CPU it reads the memory map; on CUDA the pixels are
-    copied to the device once, or, where they take more than half of its free memory, each batch is copied by `fetch`, which
-    is given its draws on the host: reading them back from the device would wait for the step before. `compiled` needs a C compiler.
+    `images` returns normalised (b, 3, crop, crop), channels last, mixed and jittered where the draws say so. On a CPU it reads
+    the memory map; on CUDA the pixels are copied to the device once, or, where they take more than half of its free memory, each
+    batch is copied by `fetch`, which is given its draws on the host: reading them back from the device would wait for the step
+    before. A batch needs at most `num_rows` images; `compiled` needs a C compiler.
     """
-    scale_and_shift = rescaling(mean, std, device)  # made once: a captured step may not copy from the host
+    scale_and_shift = rescaling(
+        transform.mean, transform.std, device
+    )  # made once: a captured step may not copy from the host
     if device.type == "cpu":
-        crops = crop_on_all_threads(pixels, crop)
-        return lambda _: None, lambda draws: rescale(crops(draws), *scale_and_shift, dtype)
+        crops = crop_on_all_threads(pixels, transform.crop)
+        return lambda _: None, augmented(lambda draws: rescale(crops(draws), *scale_and_shift, dtype), scale_and_shift)
 
-    host, taps = torch.from_numpy(pixels), num_taps(max(pixels.shape[1:3]), crop)
+    cut = crop_on_device(max(pixels.shape[1:3]), transform.crop, scale_and_shift, dtype, compiled)
+    host, free = torch.from_numpy(pixels), torch.cuda.mem_get_info(device)[0]
+    if pixels.nbytes <= free // 2:
+        resident = host.to(device)
+        return lambda _: None, augmented(lambda draws: cut(resident, draws.index, draws), scale_and_shift)
+
+    print(
+        f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied",
+        flush=True,
+    )
+    fetch, block = stream_batches(host, num_rows, device)
+    position = torch.arange(num_rows, device=device)
+    return fetch, augmented(lambda draws: cut(block, position[: len(draws.index)], draws), scale_and_shift)
+
+
+def augmented(images: Images, scale_and_shift: tuple[torch.Tensor, torch.Tensor]) -> Images:
+    """`images`, mixed two by two and their colours changed where the draws say so."""
+
+    def changed(draws: Draws) -> torch.Tensor:
+        result = images(draws.to_cut())
+        if draws.share is not None:
+            own, other = result.chunk(2)
+            result = torch.lerp(other, own, draws.share.to(own.dtype)[:, None, None, None])
+        if draws.colors is not None:
+            result = jitter_colors(result, draws.colors, *scale_and_shift)
+        return result
+
+    return changed
+
+
+def crop_on_all_threads(pixels: np.ndarray, crop: int) -> Images:
+    """`crop_each`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
+    num_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(num_threads)
+
+    def crops(draws: Draws) -> torch.Tensor:
+        batch = np.empty((len(draws.index), crop, crop, 3), dtype=np.uint8)
+        parts = draws.index, draws.boxes, draws.flips
+        shares = [
+            (batch[t::num_threads], pixels, *(part[t::num_threads] for part in parts)) for t in range(num_threads)
+        ]
+        list(pool.map(lambda share: crop_into(*share), shares))
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    return crops
+
+
+def crop_on_device(
+    side: int, crop: int, scale_and_shift: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, compiled: bool
+) -> Callable[[torch.Tensor, torch.Tensor, Draws], torch.Tensor]:
+    """A function from device pixels (n, side, side, 3), the rows to cut from, (b,), and draws to normalised crops."""
+    taps = num_taps(side, crop)
     compile_or_not: Callable[..., Any] = torch.compile if compiled else lambda function: function
     # Compiled apart, so that the taps are computed once a row and a column and not again for each pixel.
     choose = compile_or_not(lambda boxes, flips: choose_taps(boxes, flips, crop, taps))
@@ -41,35 +105,35 @@ def image_source(
             gather_taps(source, index, *chosen).permute(0, 3, 1, 2), *scale_and_shift, dtype
         )
     )
-    free = torch.cuda.mem_get_info(device)[0]
-    if pixels.nbytes <= free // 2:
-        resident = host.to(device)
-        return lambda _: None, lambda draws: gather(resident, draws.index, *choose(draws.boxes, draws.flips))
+    return lambda source, rows, draws: gather(source, rows, *choose(draws.boxes, draws.flips))
 
-    print(
-        f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied",
-        flush=True,
-    )
-    block = torch.empty(batch_size, *pixels.shape[1:], dtype=torch.uint8, device=device)
-    position = torch.arange(batch_size, device=device)
+
+def stream_batches(host: torch.Tensor, num_rows: int, device: torch.device) -> tuple[Fetch, torch.Tensor]:
+    """Copy each batch's pixels to the device while the step before still computes; returns `fetch` and the block that it fills.
+
+    Two pinned buffers and two on the device take turns: the copy from the host runs on a stream of its own. The block stays
+    where it is, because a captured step reads from a fixed place; filling it from the device's buffer takes microseconds.
+    """
+    shape = (num_rows, *host.shape[1:])
+    pinned = [torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
+    arrived = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(2)]
+    block = torch.empty(shape, dtype=torch.uint8, device=device)
+    copies, taken = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+    stream, turn = torch.cuda.Stream(device), 0
 
     def fetch(draws: Draws) -> None:
-        block[: len(draws.index)].copy_(host[draws.index].pin_memory(), non_blocking=True)
+        nonlocal turn
+        index, i = draws.to_cut().index, turn % 2
+        turn += 1
+        copies[i].synchronize()  # the host may fill this buffer again
+        torch.index_select(host, 0, index, out=pinned[i][: len(index)])
+        with torch.cuda.stream(stream):
+            stream.wait_event(taken[i])
+            arrived[i][: len(index)].copy_(pinned[i][: len(index)], non_blocking=True)
+            copies[i].record(stream)
+        steps = torch.cuda.current_stream(device)
+        steps.wait_event(copies[i])
+        block[: len(index)].copy_(arrived[i][: len(index)])
+        taken[i].record(steps)
 
-    return fetch, lambda draws: gather(block, position[: len(draws.index)], *choose(draws.boxes, draws.flips))
-
-
-def crop_on_all_threads(pixels: np.ndarray, crop: int) -> Callable[[Draws], torch.Tensor]:
-    """`crop_each`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
-    num_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_threads)
-
-    def crops(draws: Draws) -> torch.Tensor:
-        batch = np.empty((len(draws.index), crop, crop, 3), dtype=np.uint8)
-        shares = [
-            (batch[t::num_threads], pixels, *(part[t::num_threads] for part in draws)) for t in range(num_threads)
-        ]
-        list(pool.map(lambda share: crop_into(*share), shares))
-        return torch.from_numpy(batch).permute(0, 3, 1, 2)
-
-    return crops
+    return fetch, block

@@ -109,7 +109,7 @@ def _check_keys(architecture: str, own: State, source: State, head: tuple[str, .
 def _source_row(source: State, name: str, row: int) -> torch.Tensor:
     if row >= len(source[name]):
         raise ValueError(
-            f"head_init names source class {row}, but {name} of the source model has only {len(source[name])} classes"
+            f"head names source class {row}, but {name} of the source model has only {len(source[name])} classes"
         )
     return source[name][row]
 
@@ -145,12 +145,16 @@ def freeze_through(model: nn.Module, last: str, head: tuple[str, ...]) -> None:
         parameter.requires_grad_(name not in frozen)
 
 
-def train_mode(model: nn.Module) -> None:
-    """Training mode, except for modules that are frozen whole: their batch-norm statistics and dropout stay as in inference."""
+def train_mode(model: nn.Module, batch_norm: str = "train") -> None:
+    """Set training mode, except for modules that are frozen whole: their batch-norm statistics and dropout stay as in inference.
+
+    With `batch_norm` frozen every batch norm uses and keeps the statistics that it has; its weights are trained all the same.
+    """
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+        if frozen or (batch_norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
             module.eval()
 
 
@@ -165,13 +169,3 @@ def trainable_tail(model: nn.Module, head: tuple[str, ...]) -> nn.Module | None:
     if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
         return None
     return tail
-
-
-def param_groups(model: nn.Module, head: tuple[str, ...], lr: float, head_lr_multiplier: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: the backbone at `lr`, the head at `lr * head_lr_multiplier`; frozen parameters in neither."""
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    groups = [
-        {"params": [trainable[name] for name in trainable if name not in head], "lr": lr},
-        {"params": [trainable[name] for name in trainable if name in head], "lr": lr * head_lr_multiplier},
-    ]
-    return [group for group in groups if group["params"]]

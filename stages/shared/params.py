@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,15 +34,26 @@ def known_architecture(name: str) -> str:
     return name
 
 
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def known_row(text: str) -> str:
+    name, _, row = text.rpartition(":")
+    if not name or not row.isascii() or not row.isdigit():
+        raise ValueError("write class:row, as hotdog:934")
+    return text
+
+
 Architecture = Annotated[str, AfterValidator(known_architecture)]
 RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Side = Annotated[int, Field(ge=8, le=8192)]  # pixels
 Rate = Annotated[float, Field(gt=0, lt=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-ClassIndex = Annotated[int, Field(ge=0)]  # of the source model
+ClassRow = Annotated[str, AfterValidator(known_row)]  # a target class and the source model's row for it, as hotdog:934
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
 
 
 class Section(BaseModel):
@@ -90,23 +102,49 @@ class Preprocess(Section):
 
 class Recipe(Section):
     init: Literal["pretrained", "random"]
+    head: Literal["random", "probe"] | Annotated[list[ClassRow], Field(min_length=1)]
+    freeze: Annotated[str, Field(min_length=1)]
+    batch_norm: Literal["train", "frozen"]
+    optimizer: Literal["sgd", "adamw"]
     lr: Rate
     head_lr_multiplier: Rate
+    layer_decay: Fraction
+    momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, lt=1e6)]
+    schedule: Literal["constant", "cosine"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    loss: Literal["sum", "mean"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: Literal["none", "balanced"]
     batch_size: Count
-    epochs: Count
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    train_fraction: Fraction = 1.0
-    freeze: Annotated[str, Field(min_length=1)] = "none"
-    augmentation: Literal["random_crop", "none"] = "random_crop"
-    head_init: dict[str, ClassIndex] = {}
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: Seed | None = None
+    epochs: Annotated[int, Field(ge=0, le=10**9)]
+    train_fraction: Fraction
+    augmentation: Literal["random_crop", "none"]
+    crop_scale: Annotated[tuple[Fraction, Fraction], BeforeValidator(as_tuple)]
+    color: Annotated[float, Field(ge=0, le=1)]
+    mixup: Annotated[float, Field(ge=0, le=100)]
+    validation: Literal["none", "holdout", "folds"]
+    calibration: Literal["none", "temperature"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    seed: Seed | None
 
     @model_validator(mode="after")
-    def head_init_needs_a_source(self) -> "Recipe":
-        if self.init == "random" and self.head_init:
-            raise ValueError("head_init takes rows of the source model's head: set init: pretrained, or head_init: {}")
+    def keys_go_together(self) -> "Recipe":
+        wrong = [
+            (self.init == "random" and self.head != "random", "head", "is of the source model: set init: pretrained, or head: random"),
+            (self.init == "random" and self.freeze != "none", "freeze", "would freeze random weights: set init: pretrained, or freeze: none"),
+            (self.init == "random" and self.batch_norm == "frozen", "batch_norm", "would freeze statistics of no image: set init: pretrained, or batch_norm: train"),
+            (self.epochs == 0 and self.head != "probe", "epochs: 0", "trains nothing: set head: probe, or more epochs"),
+            (self.optimizer != "sgd" and self.momentum > 0, "momentum", "is sgd's: set optimizer: sgd, or momentum: 0.0"),
+            (self.augmentation == "none" and self.color > 0, "color", "changes random crops: set augmentation: random_crop, or color: 0.0"),
+            (self.augmentation == "none" and self.mixup > 0, "mixup", "mixes random crops: set augmentation: random_crop, or mixup: 0.0"),
+            (self.crop_scale[0] > self.crop_scale[1], "crop_scale", "is the least and the most of an image's area, in this order"),
+            (self.validation == "none" and self.calibration != "none", "calibration", "is fitted on validation logits: set validation: holdout or folds, or calibration: none"),
+        ]  # fmt: skip
+        for is_wrong, key, why in wrong:
+            if is_wrong:
+                raise ValueError(f"{key} {why}")
         return self
 
 
@@ -115,12 +153,13 @@ class Runtime(Section):
     num_devices: Annotated[int, Field(ge=1, le=1024)]
     step: Literal["auto", "eager", "graph", "compile"]
     batch_norm: Literal["local", "exact"]
+    save_every: Annotated[float, Field(ge=0, lt=1e6)]
 
 
 class Evaluate(Section):
     calibration_bins: Annotated[int, Field(ge=1, le=1000)]
     bootstrap_samples: Annotated[int, Field(ge=10, le=10**6)]
-    execution: Literal["exact", "fast"] = "exact"
+    execution: Literal["exact", "fast"]
 
 
 class Export(Section):
@@ -143,7 +182,8 @@ class Params(Section):
     model: Model
     pretrain: Pretrain
     preprocess: Preprocess
-    zero_shot: dict[str, ClassIndex] = {}
+    zero_shot: list[ClassRow]
+    base_recipe: Recipe  # no stage reads it: the YAML anchor that the recipes start from
     train: Annotated[dict[RecipeName, Recipe], Field(min_length=1)]
     runtime: Runtime
     evaluate: Evaluate
@@ -157,6 +197,11 @@ class Params(Section):
                 f"export.recipe is {self.export.recipe!r}, which is not among train's recipes: {', '.join(self.train)}"
             )
         return self
+
+
+def class_rows(texts: Sequence[str]) -> dict[str, int]:
+    """Target class -> class index of the source model, of a list of `class:row`."""
+    return {name: int(row) for name, _, row in (text.rpartition(":") for text in texts)}
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -2,12 +2,44 @@
 
 import platform
 import random
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a training is executed, which is no part of its recipe."""
+
+    device: torch.device
+    precision: torch.dtype
+    step: str = "auto"  # auto | eager | graph | compile
+    save_every: float = 0.0  # seconds between two writings of the resume file, at least
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and gradients: bfloat16 is for what autocast computes in it."""
+        return torch.float64 if self.precision == torch.float64 else torch.float32
+
+    @property
+    def autocast(self) -> bool:
+        return self.precision == torch.bfloat16
+
+    @property
+    def chosen_step(self) -> str:
+        """How a step is executed: `auto` is a CUDA graph on CUDA, eager elsewhere."""
+        if self.step == "graph" and self.device.type != "cuda":
+            raise ValueError("runtime.step is graph, which needs CUDA; set it to auto, eager or compile")
+        return ("graph" if self.device.type == "cuda" else "eager") if self.step == "auto" else self.step
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory: torch has a class of its own for the device; for the host's only the allocator's words."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def seed_everything(seed: int) -> None:

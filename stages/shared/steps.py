@@ -1,19 +1,19 @@
-"""One training step and the ways to execute it: eager, captured in a CUDA graph, compiled.
+"""One training step: images, forward, loss, backward, the gradients of all devices added up, the weights updated.
 
-A step gets its images, runs forward and backward on the SUM of the batch's losses, adds the gradients of all devices and updates the
-weights. It never waits for the device: losses are added up there and read once an epoch.
+It never waits for the device: losses are added up there and read once an epoch.
 """
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from stages.shared.distributed import ExactBatchNorm2d, rank_and_world_size, sum_over_devices
+from stages.shared.optimization import Optimization
 from stages.shared.sampling import Draws
 
 Step = Callable[[Draws], None]
@@ -37,6 +37,9 @@ class Totals:
             torch.where(torch.isfinite(loss), self.first_bad, torch.minimum(self.first_bad, self.step))
         )
         self.step += 1
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.sums, self.step, self.first_bad]
 
     def reset(self) -> None:
         self.sums.zero_()
@@ -89,33 +92,57 @@ def training_step(
     images: Callable[[Draws], torch.Tensor],
     labels: torch.Tensor,
     totals: Totals,
+    optimization: Optimization,
+    full_batch: int,
     autocast: bool,
 ) -> Step:
-    """A step on device tensors; `labels` int64 (N,) of the whole split."""
+    """A step on device tensors; `labels` int64 (N,) of the whole split.
+
+    Of a mean, every image weighs 1/`full_batch`, in the last batch of an epoch too, which may be smaller.
+    """
     if labels.device.type == "cpu":
         keep_freed_memory()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = FlatGradients(trainable) if rank_and_world_size()[1] > 1 else OwnGradients(trainable)
     # A device's share of a small last batch may be empty; it must still take part where batch norm talks to the others.
     meets_others = any(isinstance(module, ExactBatchNorm2d) for module in model.modules())
+    summed_loss = make_loss(labels, optimization, next(model.parameters()).dtype)
 
     def step(draws: Draws) -> None:
         gradients.clear()
         if len(draws.index) or meets_others:
-            targets = labels[draws.index]
             if autocast:
                 with torch.autocast(draws.index.device.type, torch.bfloat16):
                     logits = model(images(draws))
             else:
                 logits = model(images(draws))
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            loss = F.cross_entropy(logits, targets, reduction="sum")
-            loss.backward()
-            totals.add(loss, logits, targets)
+            loss = summed_loss(logits, draws)
+            (loss / full_batch if optimization.loss == "mean" else loss).backward()
+            totals.add(loss, logits, labels[draws.index])
         gradients.add_up()
         optimizer.step()
 
     return step
+
+
+def make_loss(
+    labels: torch.Tensor, optimization: Optimization, dtype: torch.dtype
+) -> Callable[[torch.Tensor, Draws], torch.Tensor]:
+    """The sum of a batch's cross-entropies, (), as a function of its logits (n, K) and draws."""
+    weights = optimization.class_weights
+    weight = None if weights is None else torch.tensor(weights, dtype=dtype, device=labels.device)
+    cross_entropy = partial(F.cross_entropy, weight=weight, label_smoothing=optimization.label_smoothing)
+
+    def summed_loss(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+        own = labels[draws.index]
+        if draws.share is None or draws.other_index is None:
+            return cross_entropy(logits, own, reduction="sum")
+        of_own = cross_entropy(logits, own, reduction="none")
+        of_other = cross_entropy(logits, labels[draws.other_index], reduction="none")
+        return torch.lerp(of_other, of_own, draws.share.to(logits.dtype)).sum()
+
+    return summed_loss
 
 
 def keep_freed_memory() -> None:
@@ -127,64 +154,3 @@ def keep_freed_memory() -> None:
     if mallopt:  # musl has none
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def captured(step: Step, state: Sequence[torch.Tensor], device: torch.device) -> Step:
-    """`step` replayed from a CUDA graph, one for each batch size seen; of several devices, only the first size, which all share.
-
-    Warming up and capturing run the step for real, so `state` (every tensor that a step changes) is put back afterwards.
-    """
-    graphs: dict[int, tuple[torch.cuda.CUDAGraph, Draws]] = {}
-    pool = torch.cuda.graph_pool_handle()  # shared: nothing that one graph leaves in it is read by another
-
-    def capture(draws: Draws) -> tuple[torch.cuda.CUDAGraph, Draws]:
-        static = Draws(*(part.clone() for part in draws))
-        before = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step(static)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: NCCL's watchdog may ask for events meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            step(static)
-        with torch.no_grad():
-            for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)
-        return graph, static
-
-    def replay(draws: Draws) -> None:
-        size = len(draws.index)
-        if size not in graphs:
-            if graphs and rank_and_world_size()[1] > 1:
-                # Shards of a tail differ: where another device has this size already, capturing would wait for it for ever.
-                step(draws)
-                return
-            try:
-                with fastest_convolutions():
-                    graphs[size] = capture(draws)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise ValueError(
-                    f"this step cannot be compiled or captured here: set runtime.step to eager ({error})"
-                ) from error
-        graph, static = graphs[size]
-        for target, part in zip(static, draws, strict=True):
-            target.copy_(part)
-        graph.replay()
-
-    return replay
-
-
-@contextmanager
-def fastest_convolutions() -> Iterator[None]:
-    """Let cuDNN time its algorithms for each new shape and take the fastest; a captured graph keeps what it took."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

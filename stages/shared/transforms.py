@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SCALE = (0.08, 1.0)  # of the image's area
+SCALE = (0.08, 1.0)  # of the image's area, torchvision's default
 RATIO = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
 
@@ -47,15 +47,17 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def draw_crops(sizes: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_crops(
+    sizes: torch.Tensor, generator: torch.Generator, scale: tuple[float, float] = SCALE
+) -> tuple[torch.Tensor, torch.Tensor]:
     """RandomResizedCrop's boxes and RandomHorizontalFlip's coins for a whole batch, with torchvision's distribution.
 
-    `sizes` is integer (n, 2) [height, width]. Returns boxes int64 (n, 4) [top, left, height, width] and flips bool (n,).
+    `sizes` is integer (n, 2) [height, width], `scale` the range of a crop's share of the area. Returns boxes int64 (n, 4) [top, left, height, width] and flips bool (n,).
     Source: torchvision.transforms.RandomResizedCrop.get_params, without its loop.
     """
     height, width = sizes.long().unbind(1)
     uniform = torch.rand(len(sizes), 2, TRIES, generator=generator, dtype=torch.float64)
-    area = (height * width)[:, None] * (SCALE[0] + (SCALE[1] - SCALE[0]) * uniform[:, 0])
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniform[:, 0])
     log_ratio = np.log(RATIO)
     ratio = torch.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniform[:, 1])
     tried_width, tried_height = torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long()
@@ -114,7 +116,7 @@ def crop_into(
 def crop_taps(
     pixels: torch.Tensor, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, crop: int, taps: int
 ) -> torch.Tensor:
-    """The same crops for the whole batch at once, in two separable passes of `taps` gathers: the way on a GPU.
+    """The same crops for the whole batch at once, each pixel from `taps` x `taps` source pixels: the way on a GPU.
 
     Reads uint8 (n, side, side, 3); returns float32 (b, crop, crop, 3) of whole numbers in 0..255.
     `taps` must be at least `num_taps(side, crop)`.
@@ -197,3 +199,22 @@ def rescaling(mean: Sequence[float], std: Sequence[float], device: torch.device)
 
 def rescale(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.addcmul(shift, pixels.float(), scale).to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def jitter_colors(images: torch.Tensor, colors: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Multiply brightness, then contrast, then saturation of normalised images (b, 3, height, width) by `colors` (b, 3).
+
+    As in torchvision's ColorJitter values are cut to [0, 1] each time; the order is fixed. `scale`, `shift`: see `rescaling`.
+    """
+    brightness, contrast, saturation = colors[:, :, None, None, None].unbind(1)
+    values = ((images.float() - shift) / (255 * scale) * brightness).clamp(0, 1)
+    average = _gray(values).mean((1, 2, 3), keepdim=True)
+    values = torch.lerp(average, values, contrast).clamp(0, 1)
+    values = torch.lerp(_gray(values), values, saturation).clamp(0, 1)
+    return rescale(255 * values, scale, shift, images.dtype)
+
+
+def _gray(values: torch.Tensor) -> torch.Tensor:
+    """Luma (b, 1, height, width) of RGB (b, 3, height, width), as ITU-R 601 and torchvision weigh it."""
+    red, green, blue = values.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue

@@ -8,161 +8,113 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from stages.shared import artifacts
+from stages.shared import artifacts, checkpoint
 from stages.shared.checkpoint import Facts, digest, save_checkpoint
 from stages.shared.cli import run
-from stages.shared.dataset import load_manifest, load_train_split
-from stages.shared.distributed import launch, launched, process_group, rank_and_world_size, with_exact_batch_norm
+from stages.shared.dataset import Manifest, load_manifest, load_train_split
+from stages.shared.distributed import launch, launched, process_group, rank_and_world_size
 from stages.shared.files import file_digest, replacing, write_json
-from stages.shared.model import build_model, freeze_through, head_parameters, load_source, param_groups
-from stages.shared.params import Params, Recipe, load_params
-from stages.shared.reproducibility import choose_device, choose_precision, describe_machine, seed_everything
-from stages.shared.sampling import choose_fraction
-from stages.shared.training import Epoch, fit
-from stages.train.once import without_augmentation
+from stages.shared.optimization import Optimization
+from stages.shared.params import Params, Recipe, Runtime, class_rows, load_params
+from stages.shared.reproducibility import Execution, choose_device, choose_precision, describe_machine
+from stages.shared.sampling import Augmentation, Sampling, choose_fraction
+from stages.shared.training import Epoch
+from stages.train.model import Start, train_model
 
 
-def main(recipe_name: str) -> None:
+def main(name: str = "") -> None:
     params = load_params()
-    recipe = choose_recipe(params, recipe_name)
+    recipe = choose_recipe(params, name)
     device = choose_device(params.runtime.device)
     if params.runtime.num_devices > 1 and not launched():
-        launch("stages.train", [recipe_name], params.runtime.num_devices, device)
+        launch("stages.train", [name], params.runtime.num_devices, device)
         return
     with process_group(device) as device:
-        train(params, recipe_name, recipe, device)
+        train(params, name, recipe, device)
 
 
 def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> None:
     split, manifest = load_train_split(artifacts.TRAIN_SPLIT), load_manifest(artifacts.MANIFEST)
-    source = artifacts.source_weights(params.model.weights) if recipe.init == "pretrained" else None
-    precision = choose_precision(recipe.precision, device)
-    machine = describe_machine(device)
-    print(
-        f"{name}: {params.model.architecture} on {machine['device']}, {str(precision).removeprefix('torch.')}",
-        flush=True,
+    start, facts = choose_start(params, recipe), make_facts(params, name, recipe, manifest)
+    labels = torch.from_numpy(np.array(split.labels))
+    chosen = choose_fraction(labels, recipe.train_fraction, facts.seed)
+    sampling = Sampling(chosen, facts.seed, recipe.epochs, recipe.batch_size, choose_augmentation(recipe))
+    optimization = choose_optimization(recipe, labels[chosen], len(facts.class_names))
+    execution = Execution(
+        device, choose_precision(recipe.precision, device), params.runtime.step, params.runtime.save_every
     )
+    machine = {"precision": str(execution.precision).removeprefix("torch."), **describe_machine(device)}
+    print(f"{name}: {facts.architecture} on {machine['device']}, {machine['precision']}", flush=True)
 
-    seed = params.seed if recipe.seed is None else recipe.seed
-    model, groups = make_model(
-        params.model.architecture,
-        manifest.class_names,
-        manifest.transform.crop,
-        source,
-        head_init=recipe.head_init,
-        freeze=recipe.freeze,
-        lr=recipe.lr,
-        head_lr_multiplier=recipe.head_lr_multiplier,
-        seed=seed,
-    )
-    facts = Facts(
-        architecture=params.model.architecture,
-        class_names=manifest.class_names,
-        transform=manifest.transform,
-        recipe=name,
-        seed=seed,
-        source_digest=file_digest(source) if source else None,
-        data_digest=manifest.digest,
-    )
-    resume_path = (
-        artifacts.CACHE
-        / "train"
-        / name
-        / f"{fingerprint(recipe, facts, params.runtime.num_devices, precision, machine)}.pt"
-    )
-    chosen = choose_fraction(torch.from_numpy(split.labels), recipe.train_fraction, seed)
-    trained, features = with_exact_batch_norm(model) if params.runtime.batch_norm == "exact" else model, None
-    if recipe.augmentation == "none":
-        trained, split, features = without_augmentation(
-            trained,
-            head_parameters(params.model.architecture, manifest.transform.crop),
-            split,
-            chosen,
-            manifest.transform,
-            batch_size=recipe.batch_size,
-            device=device,
-            precision=precision,
-        )
-        chosen = torch.arange(len(split))
-    history = fit(
-        trained,
-        groups,
-        split,
-        chosen,
-        crop=manifest.transform.crop,
-        mean=manifest.transform.mean,
-        std=manifest.transform.std,
-        seed=seed,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        device=device,
-        precision=precision,
-        execution=params.runtime.step,
-        augment=recipe.augmentation != "none",
-        features=features,
-        resume_path=resume_path,
-        name=name,
-    )
+    resume_path = artifacts.CACHE / "train" / name / f"{fingerprint(recipe, facts, params.runtime, machine)}.pt"
+    model, history = train_model(split, facts, start, sampling, optimization, execution, resume_path)
     if rank_and_world_size()[0] == 0:
-        write_outputs(
-            artifacts.train_dir(name),
-            model,
-            facts,
-            history,
-            {"precision": str(precision).removeprefix("torch."), **machine},
-        )
+        write_outputs(artifacts.train_dir(name), model, facts, history, machine)
         resume_path.unlink(missing_ok=True)
 
 
 def choose_recipe(params: Params, name: str) -> Recipe:
     if name not in params.train:
-        raise ValueError(f"params.yaml has no recipe {name!r} under train; it has {', '.join(params.train)}")
+        raise ValueError(
+            f"params.yaml has no recipe {name!r} under train; run python -m stages.train with one of {', '.join(params.train)}"
+        )
     return params.train[name]
 
 
-def make_model(
-    architecture: str,
-    class_names: tuple[str, ...],
-    crop: int,
-    source: Path | None,
-    *,
-    head_init: Mapping[str, int],
-    freeze: str,
-    lr: float,
-    head_lr_multiplier: float,
-    seed: int,
-) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The model to train and its optimizer's groups; from `source` (a safetensors state) where there is one."""
-    seed_everything(seed)
-    model = build_model(architecture, len(class_names), crop)
-    head = head_parameters(architecture, crop)
-    unknown = set(head_init) - set(class_names)
-    if unknown:
-        raise ValueError(
-            f"head_init names {', '.join(sorted(unknown))}; the data's classes are {', '.join(class_names)}"
-        )
-    if source:
-        rows = {class_names.index(name): row for name, row in head_init.items()}
-        load_source(model, architecture, crop, load_file(source), rows)
-    freeze_through(model, freeze, head)
-    return model, param_groups(model, head, lr, head_lr_multiplier)
+def choose_start(params: Params, recipe: Recipe) -> Start:
+    return Start(
+        source=artifacts.source_weights(params.model.weights) if recipe.init == "pretrained" else None,
+        head_rows=class_rows(recipe.head) if isinstance(recipe.head, list) else {},
+        freeze=recipe.freeze,
+        exact_batch_norm=params.runtime.batch_norm == "exact",
+    )
 
 
-def fingerprint(
-    recipe: Recipe, facts: Facts, num_devices: int, precision: torch.dtype, machine: Mapping[str, str]
-) -> str:
-    """Names the resume file: a run goes on from it only when all that shapes its arithmetic is the same."""
-    everything = [recipe.model_dump(), asdict(facts), num_devices, str(precision), dict(machine)]
+def make_facts(params: Params, name: str, recipe: Recipe, manifest: Manifest) -> Facts:
+    source = choose_start(params, recipe).source
+    return Facts(
+        architecture=params.model.architecture,
+        class_names=manifest.class_names,
+        transform=manifest.transform,
+        recipe=name,
+        seed=params.seed if recipe.seed is None else recipe.seed,
+        source_digest=file_digest(source) if source else None,
+        data_digest=manifest.digest,
+    )
+
+
+def choose_augmentation(recipe: Recipe) -> Augmentation | None:
+    return None if recipe.augmentation == "none" else Augmentation(recipe.crop_scale, recipe.color, recipe.mixup)
+
+
+def choose_optimization(recipe: Recipe, labels: torch.Tensor, num_classes: int) -> Optimization:
+    """How the recipe updates weights; its class weights are those of `labels` (n,)."""
+    own = {field.name for field in fields(Optimization)} - {"class_weights"}
+    weights = balanced_weights(labels, num_classes) if recipe.class_weights == "balanced" else None
+    return Optimization(**{name: getattr(recipe, name) for name in own}, class_weights=weights)
+
+
+def balanced_weights(labels: torch.Tensor, num_classes: int) -> tuple[float, ...]:
+    """A weight for each class, with which all classes count alike and an image 1 on average; 0 for one without images."""
+    counts = torch.bincount(labels, minlength=num_classes)
+    present = int((counts > 0).sum())
+    return tuple(len(labels) / (present * count) if count else 0.0 for count in counts.tolist())
+
+
+def fingerprint(recipe: Recipe, facts: Facts, runtime: Runtime, machine: Mapping[str, str]) -> str:
+    """Names the resume file: a run goes on from it only where all that shapes its arithmetic is the same, the code too."""
+    code = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(checkpoint.__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            code.update(path.read_bytes())
+    everything = [recipe.model_dump(), asdict(facts), runtime.model_dump(), dict(machine), code.hexdigest()]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 

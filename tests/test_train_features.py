@@ -6,15 +6,16 @@ import torch
 
 from stages.shared.dataset import TrainSplit
 from stages.shared.feature_extraction import fixed_crops
-from stages.shared.model import build_model, freeze_through, head_parameters, param_groups, trainable_tail
-from stages.shared.sampling import plan_epoch
+from stages.shared.model import build_model, freeze_through, head_parameters, trainable_tail
+from stages.shared.optimization import Optimization, param_groups
+from stages.shared.reproducibility import Execution
+from stages.shared.sampling import Augmentation, Sampling, plan_epoch
 from stages.shared.training import fit
 from stages.shared.transforms import Transform, resize_center_crop
-from stages.train.once import without_augmentation
+from stages.train.features import without_augmentation
 
-MEAN, STD, CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 64
-TRANSFORM = Transform(72, CROP, MEAN, STD)
-COMMON = {"batch_size": 4, "device": torch.device("cpu")}
+CROP, CPU = 64, torch.device("cpu")
+TRANSFORM = Transform(72, CROP, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SMALL = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1", "shufflenet_v2_x0_5"]
 OTHERS = ["convnext_tiny", "vit_b_32", "densenet121", "swin_t", "regnet_y_400mf", "alexnet", "vgg11", "mnasnet0_5"]
 
@@ -39,22 +40,15 @@ def frozen_model(architecture: str):
 
 
 def train(model, head, split, features, precision):
+    optimization = Optimization(0.01, momentum=0.9, weight_decay=0.001)
     history = fit(
         model,
-        param_groups(model, head, 0.01, 1.0),
+        param_groups(model, head, optimization),
         split,
-        torch.arange(len(split)),
-        **COMMON,
-        mean=MEAN,
-        std=STD,
-        crop=CROP,
-        seed=3,
-        epochs=3,
-        momentum=0.9,
-        weight_decay=0.001,
-        precision=precision,
-        execution="eager",
-        augment=False,
+        TRANSFORM,
+        Sampling(torch.arange(len(split)), seed=3, epochs=3, batch_size=4, augmentation=None),
+        optimization,
+        Execution(CPU, precision),
         features=features,
     )
     return [epoch.train_loss for epoch in history]
@@ -68,9 +62,7 @@ def test_a_head_trained_on_features_equals_one_trained_through_the_frozen_backbo
     expected = train(slow, head, crops, None, torch.float64)
 
     fast, head = frozen_model(architecture)
-    tail, crops, features = without_augmentation(
-        fast, head, split, chosen, TRANSFORM, precision=torch.float64, **COMMON
-    )
+    tail, crops, features = without_augmentation(fast, head, split, chosen, TRANSFORM, 4, Execution(CPU, torch.float64))
     assert features is not None
     assert train(
         tail, [f"0.{name.partition('.')[2]}" for name in head], crops, features, torch.float64
@@ -83,7 +75,7 @@ def test_a_head_trained_on_features_equals_one_trained_through_the_frozen_backbo
 def test_features_are_those_of_the_test_crops_in_the_precision_of_training(split, precision):
     model, head = frozen_model("resnet18")
     tail, crops, features = without_augmentation(
-        model, head, split, torch.arange(10), TRANSFORM, precision=precision, **COMMON
+        model, head, split, torch.arange(10), TRANSFORM, 4, Execution(CPU, precision)
     )
     losses = train(tail, ["0.weight", "0.bias"], crops, features, precision)
     slow, head = frozen_model("resnet18")
@@ -97,7 +89,7 @@ def test_the_backbone_runs_once_for_each_image(split):
     images = []
     model.conv1.register_forward_pre_hook(lambda _, inputs: images.append(len(inputs[0])))
     tail, crops, features = without_augmentation(
-        model, head, split, torch.arange(10), TRANSFORM, precision=torch.float32, **COMMON
+        model, head, split, torch.arange(10), TRANSFORM, 4, Execution(CPU, torch.float32)
     )
     train(tail, ["0.weight", "0.bias"], crops, features, torch.float32)
     assert sum(images) == 10
@@ -123,7 +115,7 @@ def test_fixed_crops_are_the_test_transform_of_each_image_without_its_canvas(spl
 
 def test_without_augmentation_the_order_stays_and_every_image_is_whole():
     sizes = torch.tensor([[30, 40], [50, 20], [64, 64]])
-    plain, augmented = (plan_epoch(sizes, torch.arange(3), 1, 1, augment) for augment in (False, True))
+    plain, augmented = (plan_epoch(sizes, torch.arange(3), 1, 1, augment) for augment in (None, Augmentation()))
     assert torch.equal(plain.index, augmented.index)
     assert torch.equal(plain.boxes, torch.cat([torch.zeros(3, 2, dtype=torch.int64), sizes[plain.index]], 1))
     assert not plain.flips.any()

@@ -8,6 +8,7 @@ from torch import nn
 from stages.shared.dataset import TrainSplit
 from stages.shared.feature_extraction import compute_features, fixed_crops
 from stages.shared.model import trainable_tail
+from stages.shared.reproducibility import Execution
 from stages.shared.transforms import Transform
 
 
@@ -17,10 +18,8 @@ def without_augmentation(
     split: TrainSplit,
     chosen: torch.Tensor,
     transform: Transform,
-    *,
     batch_size: int,
-    device: torch.device,
-    precision: torch.dtype,
+    execution: Execution,
 ) -> tuple[nn.Module, TrainSplit, torch.Tensor | None]:
     """What to train, on which images, and their features (n, ...) where a frozen part needs to run only once.
 
@@ -31,8 +30,6 @@ def without_augmentation(
     if tail is None:
         return model, crops, None
     start = time.perf_counter()
-    features = compute_features(
-        model, tail, crops.pixels, transform, batch_size=batch_size, device=device, precision=precision
-    )
+    features = compute_features(model, tail, crops.pixels, transform, batch_size, execution)
     print(f"features of {len(features)} images computed once, in {time.perf_counter() - start:.1f} s", flush=True)
     return nn.Sequential(tail, nn.Flatten(1)), crops, features
