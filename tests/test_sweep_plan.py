@@ -93,7 +93,7 @@ def test_the_four_ablations_of_the_chapter_are_there() -> None:
     assert {"freeze", "labels", "learning_rate", "source_class"} <= set(READY)
     head = next(e for e in unfold(load_sweep("source_class"), 1, {}) if "row" in e.name)
     params = overrides.applied(read_yaml(ROOT / "params.yaml"), head.settings)
-    assert params["train"]["finetune"]["head"] == params["zero_shot"] == ["hotdog:934"]
+    assert params["train"]["finetune"]["head"] == params["zero_shot"] == ["hotdog@934"]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_the_stage_measures_the_source_model_on_the_test_split(tmp_path: Path, m
 
     monkeypatch.chdir(tmp_path)
     architecture = {"model.architecture": "shufflenet_v2_x0_5", "preprocess.resize": 32, "preprocess.crop": 32}
-    write_params(tmp_path, architecture | {"zero_shot": ["hotdog:3"], "runtime.device": "cpu"})
+    write_params(tmp_path, architecture | {"zero_shot": ["hotdog@3"], "runtime.device": "cpu"})
     write_split(NAMES, 10)
     torch.manual_seed(0)
     weights = artifacts.source_weights("IMAGENET1K_V1")

@@ -39,9 +39,9 @@ def as_tuple(value: Any) -> Any:
 
 
 def known_row(text: str) -> str:
-    name, _, row = text.rpartition(":")
+    name, _, row = text.rpartition("@")
     if not name or not row.isascii() or not row.isdigit():
-        raise ValueError("write class:row, as hotdog:934")
+        raise ValueError("write class@row, as hotdog@934")
     return text
 
 
@@ -51,7 +51,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Side = Annotated[int, Field(ge=8, le=8192)]  # pixels
 Rate = Annotated[float, Field(gt=0, lt=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-ClassRow = Annotated[str, AfterValidator(known_row)]  # a target class and the source model's row for it, as hotdog:934
+ClassRow = Annotated[str, AfterValidator(known_row)]  # a target class and the source model's row for it, as hotdog@934
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
 
@@ -133,7 +133,6 @@ class Recipe(Section):
     def keys_go_together(self) -> "Recipe":
         wrong = [
             (self.init == "random" and self.head != "random", "head", "is of the source model: set init: pretrained, or head: random"),
-            (self.init == "random" and self.freeze != "none", "freeze", "would freeze random weights: set init: pretrained, or freeze: none"),
             (self.init == "random" and self.batch_norm == "frozen", "batch_norm", "would freeze statistics of no image: set init: pretrained, or batch_norm: train"),
             (self.epochs == 0 and self.head != "probe", "epochs: 0", "trains nothing: set head: probe, or more epochs"),
             (self.optimizer != "sgd" and self.momentum > 0, "momentum", "is sgd's: set optimizer: sgd, or momentum: 0.0"),
@@ -200,8 +199,8 @@ class Params(Section):
 
 
 def class_rows(texts: Sequence[str]) -> dict[str, int]:
-    """Target class -> class index of the source model, of a list of `class:row`."""
-    return {name: int(row) for name, _, row in (text.rpartition(":") for text in texts)}
+    """Target class -> class index of the source model, of a list of `class@row`."""
+    return {name: int(row) for name, _, row in (text.rpartition("@") for text in texts)}
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
