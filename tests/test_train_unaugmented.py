@@ -12,7 +12,7 @@ from stages.shared.reproducibility import Execution
 from stages.shared.sampling import Augmentation, Sampling, plan_epoch
 from stages.shared.training import fit
 from stages.shared.transforms import Transform, resize_center_crop
-from stages.train.features import without_augmentation
+from stages.train.unaugmented import without_augmentation
 
 CROP, CPU = 64, torch.device("cpu")
 TRANSFORM = Transform(72, CROP, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
