@@ -74,7 +74,7 @@ def test_more_cuda_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_a_head_of_a_class_that_the_data_has_not_is_refused() -> None:
-    start = Start(source=None, head_rows={"sausage": 3}, freeze="none", exact_batch_norm=False)
+    start = Start(source=None, head_rows={"sausage": 3}, head=None, freeze="none", exact_batch_norm=False)
     with pytest.raises(ValueError, match="head names sausage; the data's classes are a, b"):
         make_model("shufflenet_v2_x0_5", ("a", "b"), 32, start, seed=0)
 

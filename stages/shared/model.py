@@ -7,6 +7,7 @@ serves ResNet's `fc`, MobileNet's `classifier.1`, SqueezeNet's 1x1 convolution a
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -169,3 +170,24 @@ def trainable_tail(model: nn.Module, head: tuple[str, ...]) -> nn.Module | None:
     if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
         return None
     return tail
+
+
+@torch.no_grad()
+def set_head(model: nn.Module, head: tuple[str, ...], weight: np.ndarray, bias: np.ndarray) -> None:
+    """Put a linear head into `model`: `weight` (classes, d) for its features, `bias` (classes,)."""
+    state = model.state_dict()
+    for name in head:
+        value = torch.from_numpy(weight if state[name].dim() > 1 else bias)
+        if value.numel() != state[name].numel():
+            raise ValueError(
+                f"head: probe does not fit {name} of shape {tuple(state[name].shape)}: it is {tuple(value.shape)}; set head: random"
+            )
+        state[name].copy_(value.view_as(state[name]))
+
+
+@torch.no_grad()
+def scale_logits(model: nn.Module, head: tuple[str, ...], factor: float) -> None:
+    """Have `model` return its logits times `factor`, which is greater than 0, by its head's weights and biases."""
+    if factor != 1:
+        for name in head:
+            model.state_dict()[name].mul_(factor)

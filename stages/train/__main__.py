@@ -1,32 +1,45 @@
 """Train one recipe: python -m stages.train <recipe>.
 
-Reads the training split and the source model's weights; writes checkpoint.safetensors, history.csv and metrics.json.
+Reads the training split, its folds, the source model's weights and its features. What the recipe is worth is measured on
+held-out folds of the training images; then it is trained on all of them. Writes, in artifacts/train/<recipe>/:
+
+checkpoint.safetensors   the weights, with the temperature in the head's, and the facts to rebuild the model
+history.csv              the last training, epoch by epoch
+validation.npz           row int64 (n,), logits float32 (n, classes), label int64 (n,): of images held out, calibrated
+metrics.json             validation_accuracy and validation_loss with 95 % intervals, temperature, training's own numbers
 """
 
 import csv
 import hashlib
 import json
+import shutil
 import statistics
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
 from stages.shared import artifacts, checkpoint
 from stages.shared.checkpoint import Facts, digest, save_checkpoint
 from stages.shared.cli import run
-from stages.shared.dataset import Manifest, load_manifest, load_train_split
+from stages.shared.dataset import Manifest, TrainSplit, load_manifest, load_train_split
 from stages.shared.distributed import launch, launched, process_group, rank_and_world_size
 from stages.shared.files import file_digest, replacing, write_json
+from stages.shared.model import head_parameters, scale_logits
 from stages.shared.optimization import Optimization
 from stages.shared.params import Params, Recipe, Runtime, class_rows, load_params
+from stages.shared.probe import LEFT_OUT, Head, Probe, fit_probe
 from stages.shared.reproducibility import Execution, choose_device, choose_precision, describe_machine
 from stages.shared.sampling import Augmentation, Sampling, choose_fraction
 from stages.shared.training import Epoch
 from stages.train.model import Start, train_model
+from stages.train.validation import load_folds, measure, save_validation, validate
 
 
 def main(name: str = "") -> None:
@@ -43,21 +56,54 @@ def main(name: str = "") -> None:
 def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> None:
     split, manifest = load_train_split(artifacts.TRAIN_SPLIT), load_manifest(artifacts.MANIFEST)
     start, facts = choose_start(params, recipe), make_facts(params, name, recipe, manifest)
-    labels = torch.from_numpy(np.array(split.labels))
-    chosen = choose_fraction(labels, recipe.train_fraction, facts.seed)
-    sampling = Sampling(chosen, facts.seed, recipe.epochs, recipe.batch_size, choose_augmentation(recipe))
-    optimization = choose_optimization(recipe, labels[chosen], len(facts.class_names))
+    folds = choose_folds(split, recipe, facts.seed)
+    probe = fit_head(split, folds, recipe, len(facts.class_names)) if recipe.head == "probe" else None
     execution = Execution(
         device, choose_precision(recipe.precision, device), params.runtime.step, params.runtime.save_every
     )
     machine = {"precision": str(execution.precision).removeprefix("torch."), **describe_machine(device)}
     print(f"{name}: {facts.architecture} on {machine['device']}, {machine['precision']}", flush=True)
+    resume_dir = artifacts.CACHE / "train" / name / fingerprint(recipe, facts, folds, params.runtime, machine)
 
-    resume_path = artifacts.CACHE / "train" / name / f"{fingerprint(recipe, facts, params.runtime, machine)}.pt"
-    model, history = train_model(split, facts, start, sampling, optimization, execution, resume_path)
+    def train_on(rows: np.ndarray, head: Head | None, part: str) -> tuple[nn.Module, list[Epoch]]:
+        chosen, labels = torch.from_numpy(rows), torch.from_numpy(np.asarray(split.labels)[rows])
+        return train_model(
+            split,
+            facts,
+            replace(start, head=head),
+            Sampling(chosen, facts.seed, recipe.epochs, recipe.batch_size, choose_augmentation(recipe)),
+            choose_optimization(recipe, labels, len(facts.class_names)),
+            execution,
+            resume_dir / f"{part}.pt",
+            part,
+        )
+
+    def train_without(fold: int) -> nn.Module:
+        rows = np.flatnonzero((folds != LEFT_OUT) & (folds != fold))
+        return train_on(rows, probe.fold_heads[fold] if probe else None, f"{name} without fold {fold}")[0]
+
+    started = time.perf_counter()
+    validation = validate(
+        train_without,
+        split,
+        folds,
+        recipe.validation,
+        facts.transform,
+        len(facts.class_names),
+        device,
+        calibrated=recipe.calibration == "temperature",
+    )
+    scores = {**measure(validation), "validation_seconds": time.perf_counter() - started}
+    model, history = train_on(np.flatnonzero(folds != LEFT_OUT), probe.head if probe else None, name)
+    scale_logits(model, head_parameters(facts.architecture, facts.transform.crop), 1 / validation.temperature)
     if rank_and_world_size()[0] == 0:
-        write_outputs(artifacts.train_dir(name), model, facts, history, machine)
-        resume_path.unlink(missing_ok=True)
+        folder = artifacts.train_dir(name)
+        save_validation(folder / "validation.npz", validation)
+        save_checkpoint(folder / "checkpoint.safetensors", model, facts)
+        write_history(folder / "history.csv", history)
+        metrics = training_metrics(model, history) | scores | {"temperature": validation.temperature}
+        write_json(folder / "metrics.json", {"recipe": name, **metrics, **machine})
+        shutil.rmtree(resume_dir, ignore_errors=True)
 
 
 def choose_recipe(params: Params, name: str) -> Recipe:
@@ -72,6 +118,7 @@ def choose_start(params: Params, recipe: Recipe) -> Start:
     return Start(
         source=artifacts.source_weights(params.model.weights) if recipe.init == "pretrained" else None,
         head_rows=class_rows(recipe.head) if isinstance(recipe.head, list) else {},
+        head=None,
         freeze=recipe.freeze,
         exact_batch_norm=params.runtime.batch_norm == "exact",
     )
@@ -88,6 +135,24 @@ def make_facts(params: Params, name: str, recipe: Recipe, manifest: Manifest) ->
         source_digest=file_digest(source) if source else None,
         data_digest=manifest.digest,
     )
+
+
+def choose_folds(split: TrainSplit, recipe: Recipe, seed: int) -> np.ndarray:
+    """(N,) int64: the fold of each image that the recipe is trained on; -1 for the others."""
+    path = artifacts.INSPECTION / "folds.npz"
+    if recipe.validation == "none" and recipe.head != "probe" and not path.exists():
+        folds = np.zeros(len(split), np.int64)
+    else:
+        folds = load_folds(path, len(split))
+    chosen = choose_fraction(torch.from_numpy(np.array(split.labels)), recipe.train_fraction, seed).numpy()
+    return np.where(np.isin(np.arange(len(split)), chosen), folds, LEFT_OUT)
+
+
+def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: int) -> Probe:
+    """The logistic head on the source network's features, and those fitted without each fold."""
+    features, balanced = load_file(artifacts.FEATURES / "train.safetensors"), recipe.class_weights == "balanced"
+    labels = np.asarray(split.labels)
+    return fit_probe(features["crop"], features["mirror"], labels, folds, num_classes, balanced=balanced)
 
 
 def choose_augmentation(recipe: Recipe) -> Augmentation | None:
@@ -108,40 +173,39 @@ def balanced_weights(labels: torch.Tensor, num_classes: int) -> tuple[float, ...
     return tuple(len(labels) / (present * count) if count else 0.0 for count in counts.tolist())
 
 
-def fingerprint(recipe: Recipe, facts: Facts, runtime: Runtime, machine: Mapping[str, str]) -> str:
-    """Names the resume file: a run goes on from it only where all that shapes its arithmetic is the same, the code too."""
+def fingerprint(recipe: Recipe, facts: Facts, folds: np.ndarray, runtime: Runtime, machine: Mapping[str, str]) -> str:
+    """Names the resume files: a run goes on from it only where all that shapes its arithmetic is the same, the code too."""
     code = hashlib.sha256()
     for folder in (Path(__file__).parent, Path(checkpoint.__file__).parent):
         for path in sorted(folder.glob("*.py")):
             code.update(path.read_bytes())
-    everything = [recipe.model_dump(), asdict(facts), runtime.model_dump(), dict(machine), code.hexdigest()]
+    images = hashlib.sha256(folds.tobytes()).hexdigest()
+    everything = [recipe.model_dump(), asdict(facts), images, runtime.model_dump(), dict(machine), code.hexdigest()]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_outputs(
-    folder: Path, model: nn.Module, facts: Facts, history: list[Epoch], ran_on: Mapping[str, str]
-) -> None:
-    save_checkpoint(folder / "checkpoint.safetensors", model, facts)
-    rows = [asdict(epoch) for epoch in history]
-    with replacing(folder / "history.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+def write_history(path: Path, history: list[Epoch]) -> None:
+    with replacing(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Epoch)])
         writer.writeheader()
-        writer.writerows(rows)
-    # The first epoch also compiles and captures on CUDA, which would hide how fast a step is in a short run.
-    rate = statistics.median(epoch.examples_per_second for epoch in history)
-    metrics = {
-        "recipe": facts.recipe,
-        "train_loss": history[-1].train_loss,
-        "train_accuracy": history[-1].train_accuracy,
-        "examples_per_second": rate,
+        writer.writerows(asdict(epoch) for epoch in history)
+
+
+def training_metrics(model: nn.Module, history: list[Epoch]) -> dict[str, Any]:
+    """What metrics.json says of the training itself; null where there was none, but for the probe."""
+    parameters = list(model.parameters())
+    last = history[-1] if history else None
+    return {
+        "train_loss": last.train_loss if last else None,
+        "train_accuracy": last.train_accuracy if last else None,
+        # The first epoch also compiles and captures on CUDA, which would hide how fast a step is in a short run.
+        "examples_per_second": statistics.median(epoch.examples_per_second for epoch in history) if last else None,
         "seconds": sum(epoch.seconds for epoch in history),
         "epochs": len(history),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "num_trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "weights_digest": digest(model),
-        **ran_on,
     }
-    write_json(folder / "metrics.json", metrics)
 
 
 if __name__ == "__main__":

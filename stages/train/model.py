@@ -11,8 +11,9 @@ from torch import nn
 from stages.shared.checkpoint import Facts
 from stages.shared.dataset import TrainSplit
 from stages.shared.distributed import with_exact_batch_norm
-from stages.shared.model import build_model, freeze_through, head_parameters, load_source
+from stages.shared.model import build_model, freeze_through, head_parameters, load_source, set_head
 from stages.shared.optimization import Optimization, param_groups
+from stages.shared.probe import Head
 from stages.shared.reproducibility import Execution, seed_everything
 from stages.shared.sampling import Sampling
 from stages.shared.training import Epoch, fit
@@ -25,6 +26,7 @@ class Start:
 
     source: Path | None  # a source model's state, safetensors; None: random weights
     head_rows: Mapping[str, int]  # target class -> the source model's class whose row of the head it starts from
+    head: Head | None  # a probe of the source model's features; None: the head is drawn at random, but for these rows
     freeze: str  # none, backbone, or the last frozen module's name
     exact_batch_norm: bool  # over the batch of all devices
 
@@ -37,6 +39,7 @@ def train_model(
     optimization: Optimization,
     execution: Execution,
     resume_path: Path,
+    name: str,
 ) -> tuple[nn.Module, list[Epoch]]:
     """A model trained on the images that `sampling` chose of `split`, and its history."""
     architecture, transform = facts.architecture, facts.transform
@@ -59,7 +62,7 @@ def train_model(
         execution,
         features=features,
         resume_path=resume_path,
-        name=facts.recipe,
+        name=name,
     )
     return model, history
 
@@ -73,5 +76,7 @@ def make_model(architecture: str, class_names: tuple[str, ...], crop: int, start
     if start.source:
         rows = {class_names.index(name): row for name, row in start.head_rows.items()}
         load_source(model, architecture, crop, load_file(start.source), rows)
+    if start.head:
+        set_head(model, head_parameters(architecture, crop), start.head.weight, start.head.bias)
     freeze_through(model, start.freeze, head_parameters(architecture, crop))
     return model

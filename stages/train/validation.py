@@ -1,0 +1,120 @@
+"""Validation: what a recipe is worth on training images that it was not trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from stages.shared.calibration import fit_temperature
+from stages.shared.dataset import TrainSplit
+from stages.shared.feature_extraction import fixed_crops
+from stages.shared.files import replacing
+from stages.shared.inference import predict_logits
+from stages.shared.metrics import wilson_interval
+from stages.shared.probe import LEFT_OUT
+from stages.shared.transforms import Transform
+
+CHUNK = 1024  # images whose crops lie in memory at a time
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The logits of images by models that were trained without them."""
+
+    rows: np.ndarray  # (n,) int64, of the training split
+    labels: np.ndarray  # (n,) int64
+    logits: np.ndarray  # (n, classes) float32, calibrated
+    temperature: float  # that they were divided by
+
+
+def load_folds(path: Path, num_images: int) -> np.ndarray:
+    """(num_images,) int64: each training image's fold, from 0; -1 for one that takes no part in training."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            folds = np.asarray(file["fold"])
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; run inspect") from None
+    if folds.shape != (num_images,):
+        raise ValueError(
+            f"{path}: folds of {len(folds)} images, but the training split has {num_images}; run inspect again"
+        )
+    return folds
+
+
+def held_out_folds(folds: np.ndarray, how: str) -> list[int]:
+    """The folds to be validated on, one after the other: `holdout` takes the first, `folds` each."""
+    found = [int(fold) for fold in np.unique(folds) if fold != LEFT_OUT]
+    if how != "none" and len(found) < 2:
+        raise ValueError(
+            f"validation: {how} needs training images in at least two folds, they are in {len(found)}; set validation: none"
+        )
+    return {"none": [], "holdout": found[:1], "folds": found}[how]
+
+
+def validate(
+    train_without: Callable[[int], nn.Module],
+    split: TrainSplit,
+    folds: np.ndarray,
+    how: str,
+    transform: Transform,
+    num_classes: int,
+    device: torch.device,
+    *,
+    calibrated: bool,
+) -> Validation:
+    """Logits of each held-out fold's images by the model that `train_without(fold)` trains; `folds` (N,) of the whole split.
+
+    With `calibrated` they are divided by the temperature that suits them best.
+    """
+    rows, logits = [np.empty(0, np.int64)], [np.empty((0, num_classes), np.float32)]
+    for fold in held_out_folds(folds, how):
+        rows.append(np.flatnonzero(folds == fold))
+        logits.append(predict_rows(train_without(fold), split, rows[-1], transform, device))
+    row, logit = np.concatenate(rows), np.concatenate(logits)
+    label = np.asarray(split.labels)[row]
+    temperature = fit_temperature(logit, label) if calibrated else 1.0
+    return Validation(row, label, (logit / temperature).astype(np.float32), temperature)
+
+
+def predict_rows(
+    model: nn.Module, split: TrainSplit, rows: np.ndarray, transform: Transform, device: torch.device
+) -> np.ndarray:
+    """float32 logits (n, classes) of the training images `rows` (n,) under the test transform."""
+    chunks = torch.from_numpy(rows).split(CHUNK)
+    crops = (fixed_crops(split, chunk, transform.resize, transform.crop).pixels for chunk in chunks)
+    return np.concatenate([predict_logits(model, pixels, transform, device=device) for pixels in crops])
+
+
+def save_validation(path: Path, validation: Validation) -> None:
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, row=validation.rows, logits=validation.logits, label=validation.labels)
+
+
+def measure(validation: Validation) -> dict[str, Any]:
+    """Accuracy and mean log-loss with their 95 % intervals; null where nothing was held out."""
+    names = ("validation_accuracy", "validation_loss")
+    if not len(validation.rows):
+        return {f"{name}{end}": None for name in names for end in ("", "_low", "_high")}
+    logits, labels = torch.from_numpy(validation.logits).double(), torch.from_numpy(validation.labels)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none").numpy()
+    hits, num = int((logits.argmax(1) == labels).sum()), len(labels)
+    intervals = wilson_interval(hits, num), mean_interval(losses)
+    return {
+        f"{name}{end}": value
+        for name, mean, interval in zip(names, (hits / num, float(losses.mean())), intervals, strict=True)
+        for end, value in zip(("", "_low", "_high"), (mean, *interval), strict=True)
+    }
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values (n,) that are not negative, by Student's t; without width where n is 1."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return max(0.0, mean - half), mean + half
