@@ -1,5 +1,6 @@
 """Handle DVC experiments as the git references they are: name, list, save, push, pull."""
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,23 @@ def save(workspace: Path, project: Path, prefix: str) -> str:
     dvc(workspace, "exp", "save", "--name", name)
     hand_over(workspace, project, git(workspace, "rev-parse", "HEAD"), name)
     return name
+
+
+def same_as(workspace: Path, project: Path, prefix: str) -> str | None:
+    """The project's newest experiment of this prefix, if its params and results are the checkout's."""
+    listed = git(project, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    names = {ref.rpartition("/")[2]: ref for ref in listed}
+    newest = max((name for name in names if re.fullmatch(rf"{re.escape(prefix)}-\d{{8}}-\d{{6}}", name)), default=None)
+    if newest is None:
+        return None
+    for file in ("params.yaml", "dvc.lock"):
+        try:
+            then = git(project, "show", f"{names[newest]}:{file}")
+        except ValueError:  # an experiment without results
+            return None
+        if then != (workspace / file).read_text(encoding="utf-8").strip():
+            return None
+    return newest
 
 
 def hand_over(workspace: Path, project: Path, commit: str, name: str) -> None:

@@ -6,6 +6,7 @@ This process stays small: it only passes on the wish to stop.
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ from flows.settings import prefect_environment
 def run_flow(module: str, arguments: dict[str, Any], *, grace: float) -> int:
     """Run `python -m module ARGUMENTS` (as JSON) and return its exit code; `grace`: seconds that it may take to stop."""
     interrupt_on_signals()
-    command = [sys.executable, "-m", module, json.dumps(arguments)]
-    flow = supervise.start(command, grace=grace, env=prefect_environment(Path.cwd()))
+    flow = start(module, arguments, grace=grace)
     try:
         return flow.wait()
     except KeyboardInterrupt:
@@ -26,6 +26,12 @@ def run_flow(module: str, arguments: dict[str, Any], *, grace: float) -> int:
         return supervise.STOPPED
     finally:
         supervise.stop(flow, grace=grace)
+
+
+def start(module: str, arguments: dict[str, Any], *, grace: float) -> "subprocess.Popen[bytes]":
+    """Start `python -m module ARGUMENTS` (as JSON) under a supervisor; `supervise.stop` ends it."""
+    command = [sys.executable, "-m", module, json.dumps(arguments)]
+    return supervise.start(command, grace=grace, env=prefect_environment(Path.cwd()))
 
 
 def interrupt_on_signals() -> None:

@@ -30,7 +30,12 @@ def deployment(schedule: Schedule) -> RunnerDeployment:
         NAME,
         schedule=Cron(schedule.cron, timezone=schedule.timezone),
         concurrency_limit=limit,
-        parameters={"experiment": schedule.experiment, "timeout": schedule.timeout},
+        parameters={
+            "experiment": schedule.experiment,
+            "timeout": schedule.timeout,
+            "promotion": schedule.promotion.model_dump() if schedule.promote else None,
+            "notify": schedule.notify,
+        },
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     assert isinstance(made, RunnerDeployment)  # a coroutine only where an event loop runs

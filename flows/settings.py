@@ -52,7 +52,21 @@ def _known_timezone(name: str) -> str:
     return str(ZoneInfo(name))
 
 
+class Promotion(BaseModel):
+    """The rule by which a model takes the promoted one's place: each limit is on the candidate against the promoted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    max_accuracy_loss: Annotated[float, Field(ge=0, le=1)]  # on the same test images, with 95 % confidence
+    max_class_loss: Annotated[float, Field(ge=0, le=1)]  # of the recall of any class
+    max_ece_rise: Annotated[float, Field(ge=0, le=1)]
+    max_latency_ratio: Annotated[float, Field(gt=0, strict=False)]
+    max_size_ratio: Annotated[float, Field(gt=0, strict=False)]
+
+
 class Schedule(BaseModel):
+    """A schedule's YAML file."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     cron: Annotated[str, AfterValidator(_valid_cron)]
@@ -60,6 +74,9 @@ class Schedule(BaseModel):
     timeout: Annotated[float, Field(gt=0, strict=False)]  # seconds
     concurrency: Annotated[int, Field(ge=1)]
     experiment: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    promote: bool
+    promotion: Promotion
+    notify: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")] | None
     host: str
     port: Annotated[int, Field(ge=1, le=65535)]
 

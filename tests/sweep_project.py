@@ -12,7 +12,7 @@ DVC_YAML = """\
 stages:
   prepare:
     cmd: python stages/stage.py prepare
-    params: [size]
+    params: [width]
     outs: [artifacts/data]
   train:
     matrix:
@@ -34,7 +34,7 @@ stages:
     outs: [artifacts/alone/metrics.json]
 """
 PARAMS = """\
-size: 3
+width: 3
 dataset: {source: synthetic}
 model: {weights: synthetic}
 train:
@@ -54,7 +54,7 @@ def write(folder, **scores):
     (out / folder / "metrics.json").write_text(json.dumps({**scores, "text": "is no score"}))
 if stage == "prepare":
     note("prepared", os.getcwd())
-    (out / "data").write_text("x" * params["size"])
+    (out / "data").write_text("x" * params["width"])
 elif stage == "alone":
     write("alone", validation_accuracy=0.5, validation_loss=0.9)
 elif stage == "evaluate":

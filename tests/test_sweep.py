@@ -116,7 +116,7 @@ def test_no_winner_is_tested_while_a_point_is_missing(server: str, toy: Path, no
 
 
 def test_the_best_points_go_on_to_a_second_round_with_dearer_settings(server: str, toy: Path, notes: Path) -> None:
-    finals = "finals: {keep: 2, settings: {size: 4}}\n"
+    finals = "finals: {keep: 2, settings: {width: 4}}\n"
     (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]") + finals)
     state = run(toy, seeds=1)
     assert state.is_completed(), state.message
@@ -136,14 +136,14 @@ def test_what_is_done_is_not_run_again_and_what_is_new_is(server: str, toy: Path
 
 def test_an_experiment_of_the_same_name_with_other_params_is_run_again(server: str, toy: Path, notes: Path) -> None:
     run(toy, seeds=1)
-    assert run(toy, seeds=1, settings={"size": 4}).message.startswith("0 were done, 2 ran")
-    assert run(toy, seeds=1, settings={"size": 4}).message.startswith("2 were done, 0 ran")
+    assert run(toy, seeds=1, settings={"width": 4}).message.startswith("0 were done, 2 ran")
+    assert run(toy, seeds=1, settings={"width": 4}).message.startswith("2 were done, 0 ran")
     shown = git(
         toy,
         "show",
         f"refs/exps/{git(toy, 'rev-parse', 'HEAD')[:2]}/{git(toy, 'rev-parse', 'HEAD')[2:]}/grid-0.1-s0:params.yaml",
     )
-    assert "size: 4" in shown
+    assert "width: 4" in shown
 
 
 def test_a_new_commit_restores_what_did_not_change(server: str, toy: Path, notes: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_stage_without_seeds_is_measured_once_and_recipes_are_told_apart(serve
 
 
 def test_uncommitted_code_is_refused(server: str, toy: Path) -> None:
-    (toy / "params.yaml").write_text((toy / "params.yaml").read_text().replace("size: 3", "size: 5"))
+    (toy / "params.yaml").write_text((toy / "params.yaml").read_text().replace("width: 3", "width: 5"))
     state = run(toy, seeds=1)
     assert state.is_failed()
     assert "params.yaml" in state.message
@@ -234,12 +234,12 @@ def test_the_command_line_shows_what_it_would_run(toy: Path) -> None:
         "1",
         "--dry-run",
         "-S",
-        "size=7",
+        "width=7",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == (
-        "grid-0.1-s0 train@finetune ++size=7 ++train.finetune.lr=0.1 ++train.finetune.seed=0"
+        "grid-0.1-s0 train@finetune ++width=7 ++train.finetune.lr=0.1 ++train.finetune.seed=0"
     )
     wrong = subprocess.run([*command[:3], "nothing"], cwd=toy, env=environment, capture_output=True, text=True)
     assert wrong.returncode == 1

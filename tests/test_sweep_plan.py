@@ -13,13 +13,13 @@ from ruamel.yaml import YAML
 
 from flows import overrides
 from flows.project import read_yaml
-from flows.sweep import capacity, picture, plan, table
+from flows.sweep import backbones, capacity, picture, plan, table
 from flows.sweep.capacity import Memory
 from flows.sweep.plan import Sweep, load_sweep, unfold
 from stages.shared.params import Params
 
 ROOT = Path(__file__).parents[1]
-READY = sorted(path.stem for path in plan.FOLDER.glob("*.yaml"))
+READY = sorted(path.stem for path in plan.FOLDER.glob("*.yaml") if path.stem != "backbones")  # which needs weights
 
 
 def sweep(**values: Any) -> Sweep:
@@ -77,6 +77,32 @@ def test_dvc_sets_every_value_as_it_was_meant(value: Any) -> None:
     set_here = overrides.applied(params, {"section.key": value, "section.new": value})
     assert set_here == {"section": {"key": value, "new": value}}
     assert params == {"section": {"key": "old"}}
+
+
+def test_the_backbones_are_those_whose_weights_are_at_hand(tmp_path: Path) -> None:
+    for name in (
+        "resnet18-f37072fd.pth",
+        "efficientnet_b0_rwightman-7f5810bc.pth",
+        "mobilenet_v2.safetensors",
+        "notes.txt",
+    ):
+        (tmp_path / name).touch()
+    chosen = sweep(weights=[str(tmp_path), str(tmp_path / "missing")], settings={"recipe.epochs": 0})
+    points = unfold(chosen, 1, {})
+    assert [(e.point["name"], e.settings["model.architecture"]) for e in points] == [
+        ("efficientnet_b0_rwightman-7f5810bc", "efficientnet_b0"),
+        ("mobilenet_v2", "mobilenet_v2"),
+        ("resnet18-f37072fd", "resnet18"),
+    ]
+    assert points[2].settings["model.weights"] == str(tmp_path / "resnet18-f37072fd.pth")
+    with pytest.raises(ValueError, match=r"no weights at hand in .*missing"):
+        unfold(sweep(weights=[str(tmp_path / "missing")]), 1, {})
+
+
+def test_a_backbones_cost_is_measured(tmp_path: Path) -> None:
+    found = backbones.cost(tmp_path, "squeezenet1_1", 64)
+    assert found["size_mb"] == pytest.approx(2.9, abs=0.1)
+    assert found["latency_ms"] > 0
 
 
 @pytest.mark.parametrize("name", READY)
@@ -137,7 +163,9 @@ def test_a_hundred_thousand_points_are_unfolded_in_a_moment() -> None:
 
 
 def test_an_unknown_sweep_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="no such sweep; there are freeze, labels, learning_rate, source_class"):
+    with pytest.raises(
+        ValueError, match="no such sweep; there are backbones, freeze, labels, learning_rate, source_class"
+    ):
         load_sweep("nothing")
 
 

@@ -23,6 +23,8 @@ from flows.dvc_stages import StageFailed, StageTimedOut
 from flows.mend import mend
 from flows.pipeline import local_sources, publish
 from flows.project import TRANSIENT, git, read_yaml
+from flows.promote.decide import decide
+from flows.settings import Promotion
 
 WORKSPACE = Path(".cache/nightly")  # the checkout of scheduled runs
 STATE_OF = {"cached": "Cached", "restored": "Restored", "ran": "Completed"}
@@ -46,6 +48,8 @@ def pipeline(
     retry_delay: float = 30.0,
     git_remote: str | None = None,
     settings: dict[str, Any] | None = None,
+    promotion: dict[str, Any] | None = None,
+    notify: str | None = None,
     root: str = ".",
 ) -> State:
     """Run the stages that `targets` need (default: all), each after its upstreams.
@@ -54,6 +58,8 @@ def pipeline(
     timeout: seconds after which the running stage is stopped and the rest is skipped.
     git_remote: where an experiment's commit is taken from and its result is pushed to, on one of several machines.
     settings: keys of params.yaml, written into it as `dvc exp run -S` does; with `experiment`, into that checkout's.
+    promotion: the rule by which the experiment's model is promoted, as schedule.yaml has it; None promotes nothing.
+    notify: the Prefect notification block that is told the outcome, as slack-webhook/ops.
     retry_delay: seconds before a stage that exited with 75 (a fault that may pass) is tried again, twice at most.
     """
     if experiment and targets:
@@ -74,13 +80,31 @@ def pipeline(
             publish.stages([{**vars(outcome), "seconds": round(outcome.seconds, 1)} for outcome in outcomes])
             publish.results(workspace)
             good = not any(outcome.state in BAD for outcome in outcomes)
-            saved = dvc_experiments.save(workspace, project, experiment) if experiment and good else None
-            if saved and git_remote:
-                dvc_experiments.push(project, git(workspace, "rev-parse", "HEAD"), saved, git_remote)
+            notes = _hand_back(workspace, project, experiment, promotion, git_remote) if experiment and good else []
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
     get_run_logger().info("%s", _summary(outcomes))
-    return _verdict(outcomes, saved)
+    verdict = _verdict(outcomes, notes)
+    if notify:
+        publish.notify(notify, f"{experiment or 'pipeline'}: {verdict.name}", verdict.message or "")
+    return verdict
+
+
+def _hand_back(
+    workspace: Path, project: Path, experiment: str, promotion: dict[str, Any] | None, git_remote: str | None
+) -> list[str]:
+    """Save what is new as an experiment and promote it where the rule says so; returns what was done, in words."""
+    if same := dvc_experiments.same_as(workspace, project, experiment):
+        return [f"nothing changed since {same}: no experiment was added"]
+    saved = dvc_experiments.save(workspace, project, experiment)
+    notes = [f"saved as experiment {saved}"]
+    if git_remote:
+        dvc_experiments.push(project, git(workspace, "rev-parse", "HEAD"), saved, git_remote)
+    if promotion:
+        decision = decide(project, saved, Promotion(**promotion), git_remote=git_remote)
+        get_run_logger().info("%s", decision.text)
+        notes.append(decision.text.splitlines()[0])
+    return notes
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, retries=2)
@@ -151,7 +175,7 @@ def _summary(outcomes: list[Outcome]) -> str:
     return "\n".join([f"{len(outcomes)} stages:", *rows])
 
 
-def _verdict(outcomes: list[Outcome], saved: str | None) -> State:
+def _verdict(outcomes: list[Outcome], notes: list[str]) -> State:
     """Judge the flow run; its message names each failed stage, its exit code and its last lines on stderr."""
     culprits = [outcome for outcome in outcomes if outcome.state in ("Failed", "TimedOut")]
     num_bad = sum(outcome.state in BAD for outcome in outcomes)
@@ -161,7 +185,7 @@ def _verdict(outcomes: list[Outcome], saved: str | None) -> State:
         return State(type=StateType.FAILED, name=name, message="\n".join([*(o.message for o in culprits), *skipped]))
     counts = {state: sum(outcome.state == state for outcome in outcomes) for state in STATE_OF.values()}
     message = f"{counts['Completed']} ran, {counts['Restored']} restored, {counts['Cached']} cached"
-    return Completed(message=f"{message}; saved as experiment {saved}" if saved else message)
+    return Completed(message="; ".join([message, *notes]))
 
 
 def main(arguments: str) -> int:

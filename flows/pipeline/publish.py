@@ -1,16 +1,27 @@
-"""What the Prefect UI shows beside the log: the stages, the comparison, the parity table and the picture."""
+"""Publish results beside a run's log (the stages, the comparison, the parity table, the picture), and tell people of its end."""
 
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.blocks.core import Block
 
 COMPARISON, PARITY, PICTURE = "artifacts/comparison.json", "artifacts/parity.json", "artifacts/comparison.png"
 
 
+def notify(block: str, subject: str, body: str) -> None:
+    """Send through a Prefect notification block; that it cannot be reached is no fault of the run's."""
+    try:
+        cast(Any, Block.load(block)).notify(body=body, subject=subject)
+    except Exception as error:  # whatever its service raises
+        get_run_logger().warning("the notification block %s could not be told: %s", block, error)
+
+
 def stages(rows: list[dict[str, Any]]) -> None:
+    """Publish what each stage did."""
     create_table_artifact(rows, key="stages", description="What each stage did, and for how many seconds")
 
 

@@ -21,8 +21,8 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.tasks import Task
 
 from flows import dvc_experiments, dvc_stages
-from flows.project import TRANSIENT
-from flows.sweep import capacity, experiments, machines, picture, table
+from flows.project import TRANSIENT, read_yaml
+from flows.sweep import backbones, capacity, experiments, machines, picture, table
 from flows.sweep.capacity import Memory
 from flows.sweep.experiments import ExperimentFailed, Stopped
 from flows.sweep.plan import Experiment, Sweep, finalists, load_sweep, tested, unfold
@@ -185,6 +185,8 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     rows = table.summarize(points.experiments, points.metrics, chosen.scores)
     final_rows = table.summarize(finals.experiments, finals.metrics, chosen.scores)
+    if chosen.weights:
+        _add_costs([*rows, *final_rows], points.experiments, project)
     described: dict[str, Any] = {
         "title": chosen.title,
         "ranked_by": chosen.scores[0],
@@ -204,6 +206,15 @@ def write_results(
     picture.draw(chosen, points.experiments, points.metrics, table.winner_line(described["winner"]), folder)
     create_table_artifact(rows, key=f"sweep-{chosen.name.replace('_', '-')}", description=chosen.title)
     return folder
+
+
+def _add_costs(rows: list[dict[str, Any]], planned: list[Experiment], project: Path) -> None:
+    """Add size and latency to the rows of a sweep over backbones, measured once an architecture."""
+    side = int(read_yaml(project / "params.yaml")["preprocess"]["crop"])
+    architectures = {str(e.point["name"]): str(e.settings["model.architecture"]) for e in planned}
+    costs = {name: backbones.cost(project, name, side) for name in dict.fromkeys(architectures.values())}
+    for row in rows:
+        row.update(costs[architectures[row["name"]]])
 
 
 def main(arguments: str) -> int:

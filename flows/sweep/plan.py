@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flows.overrides import Settings, as_override, plain
 from flows.project import read_yaml
+from flows.sweep import backbones
 from masking import masked
 
 FOLDER = Path(__file__).parent  # of the sweeps that come with the project
@@ -43,6 +44,7 @@ class Sweep(BaseModel):
     points: Annotated[list[Settings], Field(min_length=1)] = [
         {}
     ]  # each may have a `name`, and a `target` stage of its own
+    weights: list[str] = []  # folders: a point for each weights file in them, named after it
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}  # every combination, for every recipe and point
     x: str  # the picture's axis: `name`, `recipe`, or a key; a point without it is a line across
     series: str | None = None  # what tells the picture's lines apart
@@ -51,6 +53,8 @@ class Sweep(BaseModel):
 
     @model_validator(mode="after")
     def x_is_varied(self) -> "Sweep":
+        if self.weights and self.points != [{}]:
+            raise ValueError("give points or weights, not both")
         varied = {"name", "recipe", *self.grid, *(key for point in self.points for key in point)}
         if unknown := {self.x, self.series or self.x} - varied:
             raise ValueError(
@@ -103,7 +107,8 @@ def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Ex
     Raises ValueError where two of them would have one name.
     """
     experiments = []
-    for recipe, point in itertools.product(sweep.recipes, sweep.points):
+    points = backbones.points(sweep.weights) if sweep.weights else sweep.points
+    for recipe, point in itertools.product(sweep.recipes, points):
         alone = "target" in point
         if alone and recipe != sweep.recipes[0]:
             continue

@@ -1,0 +1,130 @@
+"""Keep a search's trials in a journal file that several workers share, and lose none of them to a kill.
+
+A worker holds a lock on each trial it is at; the kernel frees it with the process. A trial that is unfinished and held by
+nobody was left by a worker that died: the next one to look takes it up where its last report was.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial, TrialState
+
+from flows.search.space import Range, Space
+
+Score = Callable[[int, dict[str, Any], int], float]  # trial number, its values, rung -> score
+
+
+class KernelLock:
+    """Serialises access to the journal; unlike Optuna's own lock files it does not outlive a killed worker."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        self.file = self.path.open("a")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        if self.file:
+            self.file.close()
+
+
+def open_study(folder: Path, space: Space, seed: int) -> optuna.Study:
+    """The search's study, made where it is missing. `seed`: of the sampler; each worker has its own."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / "journal.jsonl"
+    with _locked(folder / "journal.lock"):
+        _drop_torn_line(journal)
+    lock: Any = KernelLock(folder / "journal.lock")
+    storage = JournalStorage(JournalFileBackend(str(journal), lock))
+    with _locked(folder / "create.lock"):  # two workers at once would both find it missing
+        return optuna.create_study(
+            study_name=space.name,
+            storage=storage,
+            direction=space.direction,
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=space.reduction),
+        )
+
+
+@contextlib.contextmanager
+def claimed(study: optuna.Study, space: Space, folder: Path, num_trials: int) -> Iterator[Trial | None]:
+    """Hold an unfinished trial that nobody is at, or else a new one; yields None once `num_trials` are there."""
+    with contextlib.ExitStack() as held:
+        with _locked(folder / "claim.lock"):
+            trial = _abandoned(study, folder, held) or _new(study, folder, held, num_trials)
+            if trial:
+                suggest(trial, space)
+        yield trial
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, Any]:
+    """The trial's values, the same ones whenever it is asked."""
+    return {key: _suggest(trial, key, allowed) for key, allowed in space.search.items()}
+
+
+def step(space: Space, rung: int) -> int:
+    """What the pruner counts a rung as: the budgets of successive halving grow by its factor."""
+    return int(space.reduction**rung)
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def _abandoned(study: optuna.Study, folder: Path, held: contextlib.ExitStack) -> Trial | None:
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _hold(folder, frozen.number, held):
+            return Trial(study, frozen._trial_id)  # Optuna has no public way to go on with a trial of another process
+    return None
+
+
+def _new(study: optuna.Study, folder: Path, held: contextlib.ExitStack, num_trials: int) -> Trial | None:
+    if len(study.get_trials(deepcopy=False)) >= num_trials:
+        return None
+    trial = study.ask()
+    assert _hold(folder, trial.number, held)
+    return trial
+
+
+def _hold(folder: Path, number: int, held: contextlib.ExitStack) -> bool:
+    file = (folder / f"trial-{number}.lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    held.callback(file.close)
+    return True
+
+
+def _suggest(trial: Trial, key: str, allowed: Range | list[Any]) -> Any:
+    if isinstance(allowed, list):
+        return trial.suggest_categorical(key, allowed)
+    if isinstance(allowed.low, int) and isinstance(allowed.high, int):
+        return trial.suggest_int(key, allowed.low, allowed.high, log=allowed.log)
+    return trial.suggest_float(key, allowed.low, allowed.high, log=allowed.log)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """A power cut in the middle of an append leaves a line without an end, which the next append would run into."""
+    if journal.exists() and (content := journal.read_bytes()) and not content.endswith(b"\n"):
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
