@@ -95,7 +95,8 @@ class Killer:
         for path in files:
             found = path.lstat()
             safe = found.st_mtime_ns < self.begun or (found.st_dev, found.st_ino, found.st_mtime_ns) in flushed
-            if safe or not path.is_file() or not found.st_size:
+            is_cached = found.st_nlink > 1  # a link to an object in DVC's cache, which is spared
+            if safe or is_cached or not path.is_file() or not found.st_size:
                 continue
             kept = generator.randrange(found.st_size)
             os.truncate(path, kept)

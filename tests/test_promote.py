@@ -112,7 +112,7 @@ def test_a_promoted_model_is_a_version_that_dvcs_registry_reads(fresh: Path, tmp
     decision = decide(fresh, "good", RULE)
     assert (decision.good, decision.tag) == (True, "model@v1.0.0")
     shown = subprocess.run(
-        [sys.executable, "-m", "gto", "show", "--repo", str(fresh), "--json"],
+        [str(Path(sys.executable).with_name("gto")), "show", "--repo", str(fresh), "--json"],
         capture_output=True,
         text=True,
         check=True,

@@ -169,6 +169,14 @@ def test_an_unknown_sweep_is_refused_with_those_that_there_are() -> None:
         load_sweep("nothing")
 
 
+def test_test_scores_are_named_only_where_the_winner_is_shown_or_a_promotion_is_judged() -> None:
+    """Whatever ranks, chooses or plans in flows/ has no name of a test score in it."""
+    files = [
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "flows").rglob("*.py") if "test_" in path.read_text()
+    ]
+    assert sorted(files) == ["flows/promote/measured.py", "flows/sweep/table.py"]
+
+
 def test_the_interval_is_students() -> None:
     low, high = table.mean_interval([0.8, 0.9, 1.0], "score")
     assert (low + high) / 2 == pytest.approx(0.9)
