@@ -14,7 +14,7 @@ def namespace(commit: str) -> str:
 
 
 def reference(commit: str, name: str) -> str:
-    """Where git keeps the experiment."""
+    """The git reference of the experiment."""
     return f"{namespace(commit)}{name}"
 
 

@@ -64,7 +64,7 @@ def _clear(repo: Repo, root: Path) -> list[str]:
 
 
 def _is_lock(repo: Repo, path: Path) -> bool:
-    """As DVC judges it: cut off between two lines it is YAML still, but not a lock."""
+    """Judge as DVC does: cut off between two lines it is YAML still, but not a lock."""
     try:
         Lockfile(repo, str(path)).load()
     except DvcException:

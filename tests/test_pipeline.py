@@ -1,5 +1,6 @@
 """The main job, end to end under DVC: params.yaml in, a verified ONNX model out, and nothing run twice."""
 
+import hashlib
 import json
 import os
 import re
@@ -106,6 +107,16 @@ def test_dvc_finds_the_projects_python_without_an_activated_environment(tmp_path
     done = subprocess.run(command, cwd=folder, env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "artifacts/download/model/source.json").exists()
+
+
+def test_no_stage_has_written_into_an_out_that_is_a_link_to_dvcs_cache(project):
+    """The last of many runs: an object that was changed through its link no longer has its name's digest."""
+    assert (project / "artifacts/model.onnx").stat().st_nlink > 1
+    objects = [path for path in (project / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    assert len(objects) > 20
+    for path in objects:
+        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        assert digest == f"{path.parent.name}{path.stem}", path
 
 
 @pytest.mark.slow

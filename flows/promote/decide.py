@@ -15,7 +15,7 @@ OUTPUT = Path("artifacts/promotions")
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a candidate."""
+    """The outcome for a candidate."""
 
     good: bool
     tag: str | None  # of the version that it became; None where it did not, or would have

@@ -74,7 +74,7 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
 
 
 def step(space: Space, rung: int) -> int:
-    """What the pruner counts a rung as: the budgets of successive halving grow by its factor."""
+    """The pruner's step of a rung: the budgets of successive halving grow by its factor."""
     return int(space.reduction**rung)
 
 

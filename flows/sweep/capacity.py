@@ -1,4 +1,4 @@
-"""How many experiments this machine holds at a time."""
+"""Tell how many experiments this machine holds at a time."""
 
 import os
 import shutil
@@ -10,6 +10,8 @@ import psutil
 
 @dataclass(frozen=True)
 class Memory:
+    """Memory of the machine and of its GPU."""
+
     host: int  # bytes
     gpu: int  # bytes, of the first GPU; 0 without one
 
@@ -19,7 +21,7 @@ class Memory:
 
 
 def jobs(need: Memory, free: Memory, *, threads: int, cores: int) -> int:
-    """As many as have `threads` cores each and what one needs of the free memory each; at least one."""
+    """Count the experiments that have `threads` cores each and what one needs of the free memory each; at least one."""
     fitting = [cores // threads, free.host // max(need.host, 1)]
     if need.gpu:
         fitting.append(free.gpu // need.gpu)
@@ -27,7 +29,7 @@ def jobs(need: Memory, free: Memory, *, threads: int, cores: int) -> int:
 
 
 def free_memory() -> Memory:
-    """What can be had without swapping."""
+    """The memory that can be had without swapping."""
     return Memory(int(psutil.virtual_memory().available), free_gpu_memory())
 
 

@@ -119,7 +119,7 @@ def _with_interval(entry: Mapping[str, Any], key: str) -> str:
 
 
 def notes(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the table's numbers mean, and each recipe's paired difference to the first."""
+    """Explain the table's numbers, and each recipe's paired difference to the first."""
     lines = [
         "Val: the recipe on training images that it was not trained on (validation); what was chosen, was chosen by it. "
         f"Test: {entries[0]['num_test_images']} images, opened once, when all was chosen. Test loss and val loss are log-loss, "

@@ -1,4 +1,4 @@
-"""What d2l printed ("Fine-Tuning", Dive into Deep Learning), and whether our run saw the same data.
+"""The figures that d2l printed ("Fine-Tuning", Dive into Deep Learning), and whether our run saw the same data.
 
 https://d2l.ai/chapter_computer-vision/fine-tuning.html; measured there on one CUDA GPU, after five epochs.
 """
@@ -23,6 +23,6 @@ def published_row(recipe: str, *, same_data: bool) -> dict[str, Any] | None:
 
 
 def is_published_data(source: str) -> bool:
-    """Whether `dataset.source` is d2l's archive: by the checksum that download verifies, which folders do not have."""
+    """True where `dataset.source` is d2l's archive: by the checksum that download verifies, which folders do not have."""
     address, _, checksum = source.rpartition("#")
     return checksum.lower() == DATA_CHECKSUM and not Path(address).is_dir()
