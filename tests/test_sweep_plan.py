@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from flows import overrides
 from flows.project import read_yaml
-from flows.sweep import backbones, capacity, picture, plan, table
+from flows.sweep import backbones, capacity, experiments, picture, plan, table
 from flows.sweep.capacity import Memory
 from flows.sweep.plan import Sweep, load_sweep, unfold
 from stages.shared.params import Params
@@ -150,6 +150,26 @@ def test_a_misspelt_key_is_told_once_with_how_many_points_have_it() -> None:
     assert "train.finetune.momentumm: unknown key" in message
     assert "(in 4 of 4 experiments, first toy-0.1-0.001-s0)" in message
     assert "train.finetune.lr: Input should be a valid number (found 'banana') (in 2 of 4" in message
+
+
+def test_a_recipe_without_validation_cannot_be_ranked_and_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = read_yaml(ROOT / "params.yaml")
+    base["train"]["finetune"]["validation"] = "none"
+    monkeypatch.setattr(experiments, "params_at", lambda *_: base)
+    points = unfold(sweep(grid={"recipe.lr": [0.1]}, x="recipe.lr"), 1, {})
+    with pytest.raises(ValueError, match=r"train\.finetune\.validation is none.*add recipe.validation: holdout"):
+        experiments.validate(ROOT, "HEAD", points)
+    experiments.validate(
+        ROOT, "HEAD", unfold(sweep(grid={"recipe.lr": [0.1]}, x="recipe.lr"), 1, {"recipe.validation": "holdout"})
+    )
+
+
+def test_dvc_and_we_set_params_alike_in_the_projects_own_file(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text())
+    settings = {"train.scratch.lr": 0.25, "train.finetune.head": ["hotdog@8"], "seed": 3}
+    overrides.write(params, settings)
+    assert read_yaml(params) == overrides.applied(read_yaml(ROOT / "params.yaml"), settings)
 
 
 def test_a_key_that_leads_through_a_value_is_refused() -> None:

@@ -7,11 +7,12 @@ was; the command itself, started again, goes on where it stopped.
 import argparse
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flows import dvc_stages, foreground, overrides, supervise
-from flows.search import results, space, study
+from flows.search import results, space, study, worker
 from flows.sweep import capacity, experiments
 
 GRACE = 20.0  # seconds for a worker to stop its experiment, which has 10
@@ -39,10 +40,9 @@ def main() -> None:
 
 def validate(project: Path, commit: str, chosen: space.Space) -> None:
     """Raises ValueError for a key or a value that a stage would refuse, at whatever rung."""
-    base = experiments.params_at(project, commit)
     rungs = range(len(chosen.rungs))
-    corners = [(f"rung {rung}", chosen.settings_of(corner, rung)) for corner in chosen.corners() for rung in rungs]
-    overrides.validate(project, [(name, overrides.applied(base, settings)) for name, settings in corners])
+    planned = [worker.experiment(chosen, n, corner, r) for n, corner in enumerate(chosen.corners()) for r in rungs]
+    experiments.validate(project, commit, [replace(e, point={"experiment": e.name}) for e in planned])
 
 
 def run_workers(given: dict[str, Any], count: int, seed: int) -> None:

@@ -53,11 +53,18 @@ def committed(project: Path) -> str:
 
 
 def validate(project: Path, commit: str, experiments: Iterable[Experiment]) -> None:
-    """Raises ValueError naming each wrong key, with how many of the experiments have it."""
+    """Raises ValueError naming each wrong key, with how many of the experiments have it, or a recipe without validation."""
     base = params_at(project, commit)
     points = {(str(experiment.point), experiment.target): experiment for experiment in experiments}  # one of its seeds
-    named = [(experiment.name, overrides.applied(base, experiment.settings)) for experiment in points.values()]
-    overrides.validate(project, named)
+    params = {e.name: overrides.applied(base, e.settings) for e in points.values()}
+    overrides.validate(project, params.items())
+    for experiment in points.values():
+        stage, _, recipe = experiment.scored.partition("@")
+        if stage == "train" and params[experiment.name]["train"].get(recipe, {}).get("validation") == "none":
+            raise ValueError(
+                f"{experiment.name}: train.{recipe}.validation is none, and points are ranked by validation alone; "
+                f"add recipe.validation: holdout (or folds) to the settings, or -S train.{recipe}.validation=holdout"
+            )
 
 
 def finished(project: Path, commit: str, experiments: Iterable[Experiment]) -> dict[str, dict[str, Any]]:
