@@ -6,7 +6,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro flow serve doctor test test-all mutation check format bench web clean
+.PHONY: help demo repro flow serve doctor test test-all mutation check format bench web server clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ consumers/web/dist/ort.wasm.min.mjs: consumers/web/package.json consumers/web/ve
 
 web: .venv/installed consumers/web/dist/ort.wasm.min.mjs  ## Build the web page (needs node) and serve it on localhost
 	$(BIN)/python consumers/web/serve.py
+
+server: .venv/installed  ## Serve artifacts/model.onnx over HTTP on 127.0.0.1:8000
+	$(BIN)/python consumers/server/serve.py
 
 clean:  ## Remove the environment, the caches and the demo
 	rm -rf .venv .cache .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -31,6 +32,9 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 
     app = FastAPI(title="Image classifier", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, metrics=service.metrics, token=token, seconds=service.limits.seconds)
+    app.add_exception_handler(
+        RequestValidationError, lambda *_: refuse(422, "a parameter has no such value; see /docs")
+    )
     app.add_exception_handler(HTTPException, lambda _, error: refuse(error.status_code, str(error.detail)))
     add_classify(app, service)
     add_protocol(app, service)

@@ -78,7 +78,7 @@ class Guard:
 
 def knows(token: str, scope: Scope) -> bool:
     kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
 
 
 def refuse(status: int, message: str) -> JSONResponse:
