@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,10 @@ def read(project: Path, revision: str) -> Measured:
     )
 
 
-def _exported(load: Any) -> str:
-    """The recipe that was exported: the selected one, or the one that params.yaml names."""
-    try:
-        return str(json.loads(load("artifacts/selection.json"))["recipe"])
-    except ValueError:
-        return str(parse_yaml(load("params.yaml"))["export"]["recipe"])
+def _exported(load: Callable[[str], str]) -> str:
+    """The recipe that was exported: the one that params.yaml names, or else the selected one."""
+    named = parse_yaml(load("params.yaml")).get("export", {}).get("recipe", "auto")
+    return str(json.loads(load("artifacts/selection.json"))["recipe"] if named == "auto" else named)
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
