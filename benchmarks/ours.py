@@ -1,7 +1,8 @@
-"""Our training step as `stages.shared.training.fit` runs it, and the same step on one resident batch without a data path."""
+"""Our training step as `stages.shared.training.fit` runs it, and the same on one resident batch, without a data path."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -96,6 +97,9 @@ def fit_recipe(
     device: torch.device,
     seed: int = 0,
     name: str = "ours",
+    step: str = "auto",
+    precision: torch.dtype | None = None,
+    resume_path: Path | None = None,
 ) -> list[Epoch]:
     """`fit` as the train stage calls it for params.yaml's finetune recipe, on the images `chosen` (n,)."""
     return fit(
@@ -105,7 +109,8 @@ def fit_recipe(
         Transform(crop, crop, MEAN, STD),
         Sampling(chosen, seed, epochs, batch_size),
         FINETUNE,
-        Execution(device, choose_precision("auto", device)),
+        Execution(device, precision or choose_precision("auto", device), step),
+        resume_path=resume_path,
         name=name,
     )
 

@@ -114,7 +114,7 @@ def _describe(kind: str, result: Mapping[str, Any] | None) -> str:
 def _cell(name: str, target: Target, result: Mapping[str, Any] | None, absent: str) -> str:
     if target is NONE:
         return "-"
-    row = (result or {"rows": {}})["rows"].get(name)
+    row = (result or {}).get("rows", {}).get(name)
     if row is None:
         return absent if result is None else NOT_MEASURED
     for word in ("not_measured", "failed"):

@@ -1,0 +1,23 @@
+"""Acceptance on CUDA: everything that this project claims of it, measured by one command and judged.
+
+python -m benchmarks.acceptance --out DIR [--only STEP …] [--real PATH [--weights PATH]]
+python -m benchmarks.acceptance --out DIR --device cpu --small     the dry run: the same code on a CPU, in minutes
+
+Every step is a process with a time limit of its own; each result is written as soon as it is known, and the next step
+runs when one fails. The results of several calls merge into one file, DIR/cuda-<device>.json, which starts as a copy of
+the one in benchmarks/results. A machine that is lent for ten minutes at a time takes it in these pieces:
+
+    --only machine capture tests         --only pipeline          --only devices         --only parity
+    --only training                      --only evaluation growth startup                 --only accuracy
+    --only real --real PATH
+
+It needs what the stages need, and neither Prefect nor DVC nor a network.
+
+    steps.py      the steps: what each runs and how long it may take
+    step.py       one step in this process
+    claims.py     a claim and its verdict; the table
+    capture.py    captured steps against eager ones
+    graph.py      the stages in the order of dvc.yaml's graph
+    pipeline.py   the whole pipeline in a scratch folder, CUDA against the CPU, parity, predict.py
+    speed.py      the rows of python -m benchmarks as claims; accuracy over seeds
+"""
