@@ -43,7 +43,7 @@ def train(split: TrainSplit, size: Size, setup: Setup, execution: str, precision
     images = FULL_BATCHES * size.batch_size + size.batch_size // 2
     history = fit_recipe(
         model, split, chosen_images(images, len(split)), crop=size.crop, epochs=EPOCHS, batch_size=size.batch_size,
-        device=setup.torch_device, execution=execution, precision=precision,
+        device=setup.torch_device, step=execution, precision=precision,
     )  # fmt: skip
     state = {name: value.cpu().double() for name, value in model.state_dict().items()}
     return [epoch.train_loss for epoch in history], state

@@ -21,27 +21,41 @@ def crop_with_triton(
 
     `scale` and `shift` (1, 3, 1, 1) normalise 0..255. A batch of any size runs the same compiled kernel.
     """
-    columns = triton.next_power_of_2(crop)
+    constants = launch_constants(crop)
+    programs, warps = triton.cdiv(crop, ROWS), num_warps(constants["columns"])
 
     def cut(pixels: torch.Tensor, index: torch.Tensor, draws: Draws) -> torch.Tensor:
         size = (len(index), 3, crop, crop)
         images = torch.empty(size, dtype=dtype, device=pixels.device, memory_format=torch.channels_last)
-        _crop_rows[(triton.cdiv(crop, ROWS), len(index))](
-            pixels, index, draws.boxes, draws.flips, scale, shift, images, pixels.shape[1], pixels.shape[2],
-            crop=crop, columns=columns, rows=ROWS, num_warps=max(1, columns // 64), enable_fp_fusion=True,
+        # One device's share of a batch is every n-th of its draws.
+        plan = (part.contiguous() for part in (index, draws.boxes, draws.flips))
+        _crop_rows[(programs, len(index))](
+            pixels, *plan, scale, shift, images, pixels.shape[1], pixels.shape[2], **constants,
+            num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
         return images
 
     return cut
 
 
+def launch_constants(crop: int) -> dict[str, int]:
+    """What the kernel is compiled for."""
+    return {"crop": crop, "columns": triton.next_power_of_2(crop), "rows": ROWS}
+
+
+def num_warps(columns: int) -> int:
+    """Two columns a thread: what is computed once a row is shared by both."""
+    return max(1, columns // 64)
+
+
 @triton.jit(
     do_not_specialize=["height", "width"],  # nor on the batch's place in the epoch, or a tail would compile again
     do_not_specialize_on_alignment=["index", "boxes", "flips"],
 )
-def _crop_rows(
-    pixels, index, boxes, flips, scale, shift, images, height, width, crop: tl.constexpr, columns: tl.constexpr, rows: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def _crop_rows(  # type: ignore[no-untyped-def]
+    pixels, index, boxes, flips, scale, shift, images, height, width,
+    crop: tl.constexpr, columns: tl.constexpr, rows: tl.constexpr,
+):  # fmt: skip
     """`rows` output rows of one image. As `transforms.gather_taps`: columns first, then rows, each pass rounded."""
     image = tl.program_id(1)
     top = tl.load(boxes + 4 * image).to(tl.int32)

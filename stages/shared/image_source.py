@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,14 @@ def crop_on_all_threads(pixels: np.ndarray, crop: int) -> Images:
 def crop_on_device(
     side: int, crop: int, scale_and_shift: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, compiled: bool
 ) -> Callable[[torch.Tensor, torch.Tensor, Draws], torch.Tensor]:
-    """A function from device pixels (n, side, side, 3), the rows to cut from, (b,), and draws to normalised crops."""
+    """A function from device pixels (n, side, side, 3), the rows to cut from, (b,), and draws to normalised crops.
+
+    Triton's kernel where it may be compiled and Triton is installed, else the same in torch.
+    """
+    if compiled and find_spec("triton"):
+        from stages.shared.crop_kernel import crop_with_triton  # imports Triton, which a CPU has no use for
+
+        return crop_with_triton(crop, *scale_and_shift, dtype)
     taps = num_taps(side, crop)
     compile_or_not: Callable[..., Any] = torch.compile if compiled else lambda function: function
     # Compiled apart, so that the taps are computed once a row and a column and not again for each pixel.
