@@ -71,31 +71,21 @@ def disassemble(tools: Path, cubin: bytes) -> tuple[dict[str, int], str]:
 def count_instructions(sass: str, values: int, rows: int) -> dict[str, Any]:
     """Instructions for each of the `values` that a thread writes in a row, `rows` rows a program.
 
-    The taps' loop is unrolled by ptxas: a body for several taps and one for what is left. Of the code around it every
-    instruction counts as if it were always executed, which makes the counts an upper bound.
+    ptxas writes the taps' code several times, for four, two and one tap. A tap counts as its costliest copy; of the code
+    around the copies every instruction counts, executed or not: an upper estimate.
     """
     names, loops = parse(sass)
-    taps = [
-        (end - start + 1, loads(names[start : end + 1]) / values)
-        for start, end in loops
-        if innermost(loops, start, end)
-    ]
-    taps = [(length, done) for length, done in taps if done]
-    across = sorted((end - start + 1, start, end) for start, end in loops if loads(names[start : end + 1]))
-    down, row = across[-2][0], across[-1][0]  # the loops over source rows and over output rows hold the taps' loops
-    around_taps, around_rows = down - sum(length for length, _ in taps), row - down
-
-    def per_value(num_taps: int) -> float:
-        left, inner = num_taps, 0
-        for length, done in sorted(taps, key=lambda loop: -loop[1]):
-            inner, left = inner + left // int(done) * length, left % int(done)
-        return round((num_taps * (around_taps + inner) + around_rows + (len(names) - row) / rows) / values, 1)
-
-    most = max(taps, key=lambda loop: loop[1])
+    holding = sorted(loop for loop in ((end - start + 1, start, end) for start, end in loops) if loads(names, loop))
+    (down, *inside), (row, *_) = holding[-2:]  # the loops over source rows and over output rows; the others are of taps
+    costs = [length * values / loads(names, (length, *place)) for length, *place in holding[:-2]]  # of a tap
+    copies = loads(names, (down, *inside)) / values
+    around_taps, around_rows = down - copies * min(costs), row - down + (len(names) - row) / rows
     return {
         "instructions": len(names),
-        "instructions_per_tap_and_value": round(most[0] / most[1] / values, 2),
-        "instructions_per_value_at_most": {f"{n} x {n} taps": per_value(n) for n in (2, 3, 5)},
+        "instructions_per_tap_and_value": round(max(costs) / values, 1),
+        "instructions_per_value": {
+            f"{n} x {n} taps": round((n * (around_taps + n * max(costs)) + around_rows) / values) for n in (2, 3, 5)
+        },
     }
 
 
@@ -115,12 +105,9 @@ def parse(sass: str) -> tuple[list[str], list[tuple[int, int]]]:
     return names, loops
 
 
-def loads(names: list[str]) -> int:
-    return sum(name.startswith("LDG.E.U8") for name in names)
-
-
-def innermost(loops: list[tuple[int, int]], start: int, end: int) -> bool:
-    return not any(start <= other and last <= end for other, last in loops if (other, last) != (start, end))
+def loads(names: list[str], loop: tuple[int, ...]) -> int:
+    """Reads of source pixels in a loop, (length, first, last)."""
+    return sum(name.startswith("LDG.E.U8") for name in names[loop[1] : loop[2] + 1])
 
 
 if __name__ == "__main__":
