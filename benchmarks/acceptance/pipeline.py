@@ -120,6 +120,8 @@ def scratch(setup: Setup, name: str, settings: Mapping[str, Any]) -> Path:
     """A folder with this experiment's params.yaml, dotted keys overridden."""
     folder = Path(setup.work) / (f"{name}-small" if setup.small else name)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "consumers").exists():  # check_parity runs predict.py from where it is started
+        (folder / "consumers").symlink_to(ROOT / "consumers")
     params = load(ROOT / "params.yaml")
     small = {
         **SMALL,
