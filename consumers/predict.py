@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it reports models and machines to its maker
 if __name__ == "__main__":  # Ctrl-C and `| head` end it as they end any program, not with a traceback
     for ending in {"SIGINT", "SIGPIPE"} & set(dir(signal)):  # Windows has no SIGPIPE
         signal.signal(getattr(signal, ending), signal.SIG_DFL)

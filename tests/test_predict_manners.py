@@ -212,6 +212,16 @@ def test_absent_gpu_is_one_line_on_stderr(model: str, photos: Path) -> None:
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
 
 
+def test_onnx_runtime_is_kept_from_reporting_to_its_maker(model: str, photos: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    show = "import os, predict, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    command = [sys.executable, "-c", show]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(PROGRAM[1]).parent, env=environment)
+    assert done.stdout == "1\n"
+    source = Path(PROGRAM[1]).read_text()
+    assert source.index('"ORT_DISABLE_TELEMETRY"') < source.index("import onnxruntime")
+
+
 # when not to answer
 
 THRESHOLDS = {"familiarity": 0.3, "probability": {"red": 0.8}}
