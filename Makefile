@@ -31,6 +31,9 @@ flow: .venv/installed  ## Run the same stages as a Prefect flow
 serve: .venv/installed  ## Start a Prefect server and the nightly schedule
 	$(BIN)/python -m flows.serve
 
+tree: .venv/installed  ## Write the list of files in CONTRIBUTING.md
+	$(BIN)/python -m tests.tree
+
 doctor: .venv/installed  ## Say what is missing on this machine, and what to do
 	$(BIN)/python -m flows.doctor
 
