@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from dvc.exceptions import DvcException
@@ -80,11 +81,16 @@ def validate(root: Path, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None
 
     Raises ValueError with each problem once, and how many of the named have it.
     """
-    lines = [json.dumps(pair, default=str) for pair in named]
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.shared.params"],
-        cwd=root, env=stage_environment(), input="\n".join(lines), capture_output=True, text=True,
-    )  # fmt: skip
+    count = 0
+    with TemporaryFile("w+") as lines:  # a file, because there may be a hundred thousand
+        for pair in named:
+            print(json.dumps(pair, default=str), file=lines)
+            count += 1
+        lines.seek(0)
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.shared.params"],
+            cwd=root, env=stage_environment(), stdin=lines, capture_output=True, text=True,
+        )  # fmt: skip
     if done.returncode:
         raise ValueError(f"{root}: params could not be validated: {done.stderr.strip()[-2000:]}")
     names: dict[str, list[str]] = {}
@@ -92,7 +98,7 @@ def validate(root: Path, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None
         name, problem = json.loads(line)
         names.setdefault(problem, []).append(name)
     if names:
-        problems = (f"  {problem} {_where(found, len(lines))}".rstrip() for problem, found in names.items())
+        problems = (f"  {problem} {_where(found, count)}".rstrip() for problem, found in names.items())
         raise ValueError("\n".join([f"{len(names)} problem(s) in the params, nothing was started:", *problems]))
 
 
