@@ -4,6 +4,7 @@ The copy is .demo/, a git and DVC project of its own, so the checkout's params.y
 A second run updates the copy and runs only what changed.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from flows import warm
 from flows.project import read_yaml, stage_environment
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +71,10 @@ def commit(folder: Path) -> None:
 
 
 def run(*command: str) -> None:
-    finished = subprocess.run(command, cwd=DEMO, env=stage_environment())
+    with warm.python() as folder:
+        environment = stage_environment()
+        environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+        finished = subprocess.run(command, cwd=DEMO, env=environment)
     if finished.returncode:
         raise SystemExit(finished.returncode)
 

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from flows import demo
+from flows import demo, warm
 from tests.experiment import git
 
 PARAMS = "seed: 0  # kept\ndataset:\n  source: http://far/a.zip\ntrain:\n  finetune:\n    epochs: 5\n"
@@ -92,6 +94,18 @@ def test_a_second_demo_updates_the_copy_and_commits_again(checkout: Path, monkey
     assert git(demo.DEMO, "show", "HEAD:stages/a.py") == "edited again"
 
 
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No server to import libraries: the commands of these tests need none."""
+
+    @contextmanager
+    def python() -> Iterator[Path]:
+        yield tmp_path
+
+    monkeypatch.setattr(warm, "python", python)
+
+
+@pytest.mark.usefixtures("cold")
 def test_a_stage_that_fails_ends_the_demo_with_its_code(checkout: Path) -> None:
     demo.DEMO.mkdir()
     with pytest.raises(SystemExit) as end:
@@ -99,6 +113,7 @@ def test_a_stage_that_fails_ends_the_demo_with_its_code(checkout: Path) -> None:
     assert end.value.code == 7
 
 
+@pytest.mark.usefixtures("cold")
 def test_the_stages_find_the_python_that_runs_the_demo(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.DEMO.mkdir()
     monkeypatch.setenv("PATH", "/usr/bin:/bin")

@@ -1,0 +1,117 @@
+"""Run a command whose stages are forks of one process that has imported their libraries: a stage then costs no imports.
+
+Importing torch and torchvision takes a stage some five seconds, and a run of all stages starts a dozen and a half. While the
+command runs, `python` is a small script that hands `-m module arguments`, the working folder, the environment and the three
+streams to a server, which forks and runs the module; without a server, and for anything else, it starts the real python.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import shlex
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flows import supervise
+
+GRACE = 10.0  # seconds for a stage to end when the command has
+LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "scipy.stats", "sklearn.metrics", "sklearn.linear_model",
+             "matplotlib.figure", "PIL.Image", "pydantic", "ruamel.yaml", "safetensors.torch", "jinja2", "tqdm")  # fmt: skip
+
+CLIENT = """\
+import json, os, socket, sys
+request = json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}}).encode()
+connection = socket.socket(socket.AF_UNIX)
+try:
+    assert sys.argv[1] == "-m"
+    connection.connect({address!r})
+except (AssertionError, IndexError, OSError):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+connection.sendall(request)
+sys.exit(int(connection.recv(16) or b"1"))
+"""
+
+
+@contextlib.contextmanager
+def python(libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
+    """Start the server; yields the folder with its `python`, to be put in front of PATH."""
+    with tempfile.TemporaryDirectory(prefix="warm-") as name:
+        folder, address = Path(name), f"{name}/socket"
+        (folder / "client.py").write_text(CLIENT.format(python=sys.executable, address=address))
+        client = folder / "python"
+        client.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {folder}/client.py "$@"\n')
+        client.chmod(0o755)
+        command = [sys.executable, "-m", "flows.warm", address, *libraries]
+        server = supervise.start(command, grace=GRACE, cwd=Path(__file__).parents[1])
+        try:
+            yield folder
+        finally:
+            supervise.stop(server, grace=GRACE)
+
+
+def main(address: str, *libraries: str) -> None:
+    """Serve one request after another: DVC runs one stage at a time. Until the libraries are there, nobody can connect."""
+    for library in libraries:
+        importlib.import_module(library)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                request, streams = _read(connection)
+                pid = os.fork()
+                if pid == 0:
+                    listener.close()
+                    _run(request, streams)
+                for stream in streams:
+                    os.close(stream)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):  # the client is gone
+                    connection.sendall(str(code if code >= 0 else 128 - code).encode())
+
+
+def _read(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    size, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    missing = int.from_bytes(size, "big")
+    content = b""
+    while len(content) < missing:
+        content += connection.recv(missing - len(content))
+    return json.loads(content), streams
+
+
+def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
+    """Become `python -m module arguments` as it was asked for."""
+    code: Any = 0
+    try:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["env"])
+        _, module, *arguments = request["argv"]
+        sys.argv, sys.path[0] = [module, *arguments], request["cwd"]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
