@@ -1,4 +1,4 @@
-"""Mask what may be secret in URLs, for logs, errors, tables and artifacts. Standard library only: stages and flows share it."""
+"""Mask what may be secret in URLs, for stages and flows alike."""
 
 import re
 

@@ -61,12 +61,10 @@ def measure(model: Path, seconds: float, overload: float) -> dict[str, object]:
         before = resident(process.pid)
         most = asyncio.run(open_loop(8032, photos, 1.2 * full.rate, overload))
         results["1.2 x capacity"] = {
-
-                "seconds": overload,
-                "asked": most.asked,
-                "answers": dict(most.statuses),
-                "p99 ms": round(most.quantile(0.99), 1)
-            ,
+            "seconds": overload,
+            "asked": most.asked,
+            "answers": dict(most.statuses),
+            "p99 ms": round(most.quantile(0.99), 1),
             "resident MB": [before, resident(process.pid)],
         }
     return results

@@ -1,1 +1,1 @@
-"""Orders the stages by name and runs them: plan, run, stop, retry, schedule. Knows DVC and Prefect, never a stage's code."""
+"""Order the stages by name and run them: plan, run, stop, retry, schedule, sweep, promote."""

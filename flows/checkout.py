@@ -1,6 +1,6 @@
-"""Make a checkout of its own for a run that must not touch the project: a clone below .cache/, set to one commit.
+"""Make a checkout of its own for a run that must not touch the project.
 
-It shares the project's DVC cache, so that a stage that ran anywhere is restored, and the project's own DVC settings.
+It is a clone below .cache/, set to one commit. It shares the project's DVC cache, so that a stage that ran anywhere is restored, and the project's own DVC settings.
 HEAD, the index and every file of the project stay as they are.
 """
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on drawn images, in a copy of the checkout: python -m flows.demo.
+"""Run the whole pipeline on drawn images, in a copy of the checkout: `python -m flows.demo`.
 
 The copy is .demo/, a git and DVC project of its own, so the checkout's params.yaml, dvc.lock and artifacts stay untouched.
 A second run updates the copy and runs only what changed.

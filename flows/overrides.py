@@ -1,4 +1,4 @@
-"""Set params as `dvc exp run -S` does, and have the params of a whole run validated before anything starts."""
+"""Set params as `dvc exp run -S` does, and validate those of a whole run before it starts."""
 
 import argparse
 import json

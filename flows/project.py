@@ -1,4 +1,4 @@
-"""Work on a project on disk: git and dvc as commands, the environment of a stage, and YAML as DVC reads it."""
+"""Work on a project on disk: git, dvc, the environment of a stage, YAML as DVC reads it."""
 
 import os
 import subprocess

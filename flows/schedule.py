@@ -1,4 +1,4 @@
-"""Serve the deployment `nightly`: wait for the times that schedule.yaml names, start the pipeline in a process of its own.
+"""Serve the deployment `nightly`: start the pipeline when schedule.yaml says.
 
 Started by flows/serve.py, with the server's address in PREFECT_API_URL.
 """

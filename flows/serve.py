@@ -1,4 +1,4 @@
-"""`python -m flows.serve [schedule.yaml]`: a Prefect server and the scheduled pipeline on this machine, until stopped.
+"""Serve Prefect and the scheduled pipeline on this machine: `python -m flows.serve [FILE]`.
 
 Both run under a supervisor of their own. Ctrl-C or SIGTERM ends the runner first, which cancels what it runs while the
 server can still be told, then the server; if this process is killed, everything below it goes too.

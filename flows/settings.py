@@ -1,4 +1,4 @@
-"""Settings of the flows: Prefect's environment, and when, how long and where the scheduled run happens."""
+"""Settings of the flows: Prefect's environment, the schedule, the rule of promotion."""
 
 import os
 from datetime import UTC, datetime

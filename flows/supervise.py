@@ -1,6 +1,6 @@
-"""Run a command so that nothing it starts outlives it, us, or our death: `python -m flows.supervise GRACE COMMAND...`
+"""Run a command so that nothing it starts outlives it, us, or our death.
 
-DVC starts a shell, which starts python, which starts workers; a signal to the first reaches none of the others. So a
+`python -m flows.supervise GRACE COMMAND...`: DVC starts a shell, which starts python, which starts workers; a signal to the first reaches none of the others. So a
 small process stands between: it adopts every orphan below it (PR_SET_CHILD_SUBREAPER), and when its command has ended,
 or its standard input reaches the end, or it is told to terminate, it ends whatever is left: TERM, then KILL after GRACE
 seconds. The other end of its standard input belongs to the caller alone, so the caller's death, SIGKILL included, is

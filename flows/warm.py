@@ -1,4 +1,4 @@
-"""Run a command whose stages are forks of one process that has imported their libraries: a stage then costs no imports.
+"""Run a command whose stages are forks of one process that has imported their libraries.
 
 Importing torch and torchvision takes a stage some five seconds, and a run of all stages starts a dozen and a half. While the
 command runs, `python` is a small script that hands `-m module arguments`, the working folder, the environment and the three

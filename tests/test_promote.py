@@ -1,4 +1,4 @@
-"""flows/promote: the rule, condition by condition; versions that DVC's registry reads; nothing half done by a kill."""
+"""flows/promote: the rule, versions that DVC's registry reads, nothing half done by a kill."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""flows/warm.py: stages as forks of a process that has their libraries, told apart from fresh ones by nothing but their start."""
+"""flows/warm.py: stages that are forks behave as fresh processes do."""
 
 import os
 import subprocess

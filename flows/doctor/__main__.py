@@ -1,6 +1,6 @@
-"""Say what is wrong on this machine, and what to do about it: `python -m flows.doctor`. Exits 1 where something must be done.
+"""Say what is wrong on this machine, and what to do about it: `python -m flows.doctor`.
 
-Looks and changes nothing.
+Looks and changes nothing; exits 1 where something must be done.
 """
 
 import os

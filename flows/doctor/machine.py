@@ -1,4 +1,4 @@
-"""Look at this machine: Python, the pinned packages, torch and ONNX Runtime (in a process of their own), the disk."""
+"""Look at this machine: Python, the pinned packages, torch and ONNX Runtime, the disk."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""Look at the dataset and the source weights that params.yaml names: a path that is there, or an address that answers."""
+"""Look at the dataset and the source weights that params.yaml names."""
 
 import base64
 import contextlib

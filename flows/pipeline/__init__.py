@@ -1,1 +1,1 @@
-"""The Prefect flow `pipeline`: one task run per DVC stage."""
+"""Run the stages as the Prefect flow `pipeline`: one task run per DVC stage."""

@@ -1,4 +1,4 @@
-"""`python -m flows.pipeline [--force] [-S KEY=VALUE] [stages...]`: run the pipeline here and now, with or without a Prefect server."""
+"""Run the pipeline here and now: `python -m flows.pipeline [-S KEY=VALUE] [stages...]`."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Notice that a dataset folder or a weights file outside the project changed; DVC watches only what is inside.
+"""Notice that a dataset folder or a weights file outside the project changed.
 
-params.yaml names such a path as text, so DVC sees the same text and calls the download unchanged. After each download a
+DVC watches only what is inside. params.yaml names such a path as text, so DVC sees the same text and calls the download unchanged. After each download a
 fingerprint of the path (names, sizes, times of change) is kept; where it differs, the flow forces that download.
 """
 

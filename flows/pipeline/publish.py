@@ -1,4 +1,4 @@
-"""Publish results beside a run's log (the stages, the comparison, the parity table, the picture), and tell people of its end."""
+"""Publish results beside a run's log, and tell people of its end."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""`python -m flows.promote NIGHTLY`: make an experiment's model the promoted one, where the rule finds it good enough."""
+"""Promote an experiment's model where the rule says so: `python -m flows.promote NIGHTLY`."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Judge a candidate against the promoted model by a rule: on the same test images, paired; then parity, speed, size, calibration."""
+"""Judge a candidate against the promoted model by a rule, on the same test images."""
 
 import math
 from collections.abc import Mapping

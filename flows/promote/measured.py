@@ -1,4 +1,4 @@
-"""Read what was measured of a model at a revision: its test predictions image by image, parity, latency, size, calibration."""
+"""Read what was measured of a model at a revision, its test predictions image by image."""
 
 import csv
 import io

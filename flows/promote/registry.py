@@ -1,4 +1,4 @@
-"""Keep versions of the model as git tags, the way DVC's registry (GTO) reads them: `model@v1.2.0` on the run's commit.
+"""Keep versions of the model as git tags that DVC's registry (GTO) reads: `model@v1.2.0`.
 
 A tag is made and deleted by one atomic step of git's, and holds what was decided: a kill leaves the old or the new state, whole.
 """

@@ -1,4 +1,4 @@
-"""`python -m flows.search NAME|FILE`: search a recipe's keys, on validation only, with as many workers as there are cores.
+"""Search a recipe's keys with several workers: `python -m flows.search NAME|FILE`.
 
 The workers are processes that share a journal file. One that is killed is started again, and takes its trial up where it
 was; the command itself, started again, goes on where it stopped.

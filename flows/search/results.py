@@ -1,4 +1,4 @@
-"""Write what a search has found: its trials by validation score, and the best one's test score, opened for it alone."""
+"""Write what a search has found, and the best trial's test score, opened for it alone."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Read a search space, a YAML file: which keys of a recipe vary, between what, and what each rung of the search may spend."""
+"""Read a search space, a YAML file: which keys vary, between what, on which budgets."""
 
 import hashlib
 import math

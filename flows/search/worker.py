@@ -1,6 +1,6 @@
-"""Work on a search's trials until all are done: `python -m flows.search.worker ARGUMENTS` (as JSON), one process of several.
+"""Work on a search's trials until all are done, as one process of several.
 
-A trial climbs the rungs: at each it is trained with that rung's settings, as a DVC experiment, and reports its validation
+`python -m flows.search.worker ARGUMENTS` (as JSON). A trial climbs the rungs: at each it is trained with that rung's settings, as a DVC experiment, and reports its validation
 score; the pruner gives it up where others did better with as much.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m flows.sweep NAME|FILE`: run a sweep here and now, with or without a Prefect server."""
+"""Run a sweep here and now: `python -m flows.sweep NAME|FILE`."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Find the source weights that are at hand, and measure what each backbone costs: size and latency on this machine."""
+"""Find the source weights that are at hand, and measure what each backbone costs."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Run a sweep's experiments with DVC, and find those that are done with what they measured. Knows no Prefect.
+"""Run a sweep's experiments with DVC, and read what the finished ones measured.
 
 Each run has a checkout of its own, a clone under `.cache/sweep/`: DVC keeps the experiments that wait, also those of `exp
 run --temp`, in one list per clone, and a run that ends takes what another has just put there. A clone stays for the next

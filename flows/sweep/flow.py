@@ -1,4 +1,4 @@
-"""Run a sweep as a Prefect flow: its points, perhaps a second round for the best, the winner's test, the table, the picture."""
+"""Run a sweep as a Prefect flow: its rounds, the winner's test, the table, the picture."""
 
 import json
 import sys

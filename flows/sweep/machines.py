@@ -1,6 +1,6 @@
-"""Run a sweep on several machines: each has a clone and a Prefect worker; experiments travel by git, what they hold by DVC.
+"""Run a sweep's experiments on several machines, each with a clone and a Prefect worker.
 
-The deployment `sweep-point` (prefect.yaml) runs one experiment in the worker's clone, on the commit that it is told, and pushes
+Experiments travel by git, what they hold by DVC. The deployment `sweep-point` (prefect.yaml) runs one experiment in the worker's clone, on the commit that it is told, and pushes
 it. Whoever asked for it pulls it.
 """
 

@@ -1,4 +1,4 @@
-"""A sweep's picture: the first score over what was varied, a line for each series, a dot for each seed."""
+"""Draw a sweep: its first score over what was varied, a line a series, a dot a seed."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

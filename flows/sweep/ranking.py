@@ -1,4 +1,4 @@
-"""Rank a sweep's points by what was measured on training images alone: validation scores, never test."""
+"""Rank a sweep's points by validation scores, never by test."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean

@@ -1,4 +1,4 @@
-"""Run a round of a sweep: those of its experiments that are not done yet, as task runs, as many at a time as fit.
+"""Run a round of a sweep as task runs: its experiments that are not done yet.
 
 The first one runs alone: it leaves the data and the source model in DVC's cache for the others, and shows how much memory
 one takes, from which follows how many run at a time.

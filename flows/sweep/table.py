@@ -1,4 +1,4 @@
-"""Write a sweep's table: for each point the mean of every score over the seeds, with its 95 % interval, and its rank."""
+"""Write a sweep's table: each point's rank, and its mean scores with 95 % intervals."""
 
 import csv
 import io

@@ -1,1 +1,1 @@
-"""All recipes in one table and one picture, beside the published row."""
+"""Compare all recipes in one table and one picture, beside the published row."""

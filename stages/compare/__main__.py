@@ -1,4 +1,4 @@
-"""Compare the recipes: `python -m stages.compare` writes comparison.json, .md and .png, and prints the table."""
+"""Compare the recipes: comparison.json, .md and .png, and the table on the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Draw comparison.png: validation and test accuracy with intervals and published marks, and how each recipe learnt."""
+"""Draw comparison.png: validation and test accuracy, and how each recipe learnt."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""The figures that d2l printed ("Fine-Tuning", Dive into Deep Learning), and whether our run saw the same data.
+"""The figures that d2l printed, and whether our run saw the same data.
 
-https://d2l.ai/chapter_computer-vision/fine-tuning.html; measured there on one CUDA GPU, after five epochs.
+"Fine-Tuning", Dive into Deep Learning: https://d2l.ai/chapter_computer-vision/fine-tuning.html; measured there on one CUDA GPU, after five epochs.
 """
 
 from pathlib import Path

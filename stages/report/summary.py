@@ -1,4 +1,4 @@
-"""Summarise an experiment in the one small file of numbers that DVC compares: a dozen or two, and no more."""
+"""Summarise an experiment in the one small file of numbers that DVC compares."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
