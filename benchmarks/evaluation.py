@@ -17,7 +17,8 @@ from benchmarks.record import Row, Rows, attempt
 from benchmarks.timing import interleave, ratio
 from benchmarks.workload import MEAN, STD, Size, Workload, make_model
 from stages.shared.inference import agreement, fast_predictor, predict_logits
-from stages.shared.transforms import Transform, normalize
+from stages.shared.shipped_files import NORMALIZED
+from stages.shared.transforms import Transform, network_input, normalize
 
 Predict = Callable[[np.ndarray], np.ndarray]
 OPSET = 18
@@ -113,7 +114,7 @@ def onnx_predictor(model: nn.Module, size: Size, device: torch.device) -> tuple[
     try:
         import onnxruntime
 
-        from stages.export.core import INPUT, export_core
+        from stages.export.core import export_core
     except ImportError as error:
         return None, f"{error.name} is not installed"
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
@@ -131,9 +132,10 @@ def onnx_predictor(model: nn.Module, size: Size, device: torch.device) -> tuple[
     def predict(pixels: np.ndarray) -> np.ndarray:
         logits = []
         for start in range(0, len(pixels), size.batch_size):
-            batch = torch.from_numpy(np.array(pixels[start : start + size.batch_size])).permute(0, 3, 1, 2)
-            images = normalize(batch, MEAN, STD, torch.float32).contiguous().numpy()
-            logits.append(session.run(None, {INPUT: images})[0])
+            images = network_input(
+                pixels[start : start + size.batch_size], Transform(size.resize, size.crop, MEAN, STD)
+            )
+            logits.append(session.run(None, {NORMALIZED: images})[0])
         return np.concatenate(logits)
 
     return predict, ""

@@ -64,3 +64,17 @@ def write_experiment(class_names: Sequence[str] = ("hotdog", "not-hotdog"), num_
     labels = write_split(class_names, num_images)
     write_run("finetune", class_names, labels, skill=2.5)
     write_run("scratch", class_names, labels, skill=1.2)
+    write_export(class_names)
+
+
+def write_export(class_names: Sequence[str]) -> None:
+    """What the report reads of an export: export.json."""
+    facts = {"architecture": "resnet18", "class_names": class_names, "recipe": "finetune", "seed": 0}
+    weights = {"source": None, "init": "random"}
+    content = {
+        "facts": {**facts, "transform": {"resize": 32, "crop": 32}, "data_digest": "d" * 64},
+        "data": {"source": None},
+        "weights": weights,
+        "variants": [],
+    }
+    write_json(artifacts.EXPORT / "export.json", content)

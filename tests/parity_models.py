@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from stages.check_parity.judge import (
     Claim,
     Distance,
 )
 from stages.check_parity.subjects import Subjects
+from stages.export.deploy import deployable
 from stages.shared.checkpoint import Facts
 from stages.shared.transforms import Transform
 
@@ -100,52 +101,35 @@ def finished(graph: onnx.GraphProto, metadata: dict[str, str] | None = None, ops
 DESCRIPTION = {"weights_digest": WEIGHTS, "data_digest": "d" * 64, "class_names": '["a", "b"]'}
 
 
-def gathered(channel: int, plane: str) -> list[NodeProto]:
-    return [
-        helper.make_node("Gather", ["resized", f"channel_{channel}"], [f"flat_{plane}"], axis=1),
-        helper.make_node("Unsqueeze", [f"flat_{plane}", "channel_axis"], [f"byte_{plane}"]),
-        helper.make_node("Cast", [f"byte_{plane}"], [plane], to=TensorProto.FLOAT),
-    ]
-
-
 def whole_model(
     *,
-    order: tuple[int, int, int] = (0, 1, 2),
-    resize: dict[str, Any] | None = None,
-    size: tuple[int, ...] = (6, 6),
+    order: tuple[int, ...] = (0, 1, 2),
+    size: int = 6,
+    first: int = 1,
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
     metadata: dict[str, str] | None = None,
 ) -> ModelProto:
-    """uint8 (batch, 3, height, width) -> probabilities: the test transform, `Pooled`, softmax, under export's names."""
-    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "antialias": 1, "exclude_outside": 1}
-    attributes = {**how, **(resize or {}), "axes": [2, 3]}
-    attributes = {name: value for name, value in attributes.items() if value is not None}
-    nodes = [
-        helper.make_node("Resize", ["image", "", "", "resize_size"], ["resized"], name="resize", **attributes),
-        *(node for plane, channel in zip("rgb", order, strict=True) for node in gathered(channel, plane)),
-        helper.make_node("Concat", ["r", "g", "b"], ["stacked"], name="stack_rgb", axis=1),
-        helper.make_node("Slice", ["stacked", "crop_start", "crop_end", "crop_axes"], ["cropped"], name="center_crop"),
-        helper.make_node("Mul", ["cropped", "normalize_scale"], ["scaled"], name="normalize_mul"),
-        helper.make_node("Add", ["scaled", "normalize_shift"], ["before_core"], name="normalize"),
-        *core_model(name="before_core").graph.node,
-        helper.make_node("Softmax", ["logits"], ["probabilities"], name="softmax", axis=1),
-    ]
-    constants = [
-        constant("resize_size", size, np.int64),
-        *(constant(f"channel_{channel}", channel, np.int64) for channel in range(3)),
-        constant("channel_axis", [1], np.int64),
-        constant("crop_start", [1, 1], np.int64),
-        constant("crop_end", [5, 5], np.int64),
-        constant("crop_axes", [2, 3], np.int64),
+    """The deployable file of `Pooled`: the test transform of FACTS, or one that differs from it as told."""
+    model = deployable(core_model(), FACTS.transform)
+    odd = 2 * (first + np.arange(4)) + 1
+    changed = [
+        constant("red_green_blue", order, np.int64),
+        constant("resize_side", [size], np.int32),
+        constant("odd_rows", odd[:, None], np.int32),
+        constant("odd_columns", odd[None], np.int32),
         constant("normalize_scale", [[[[1 / (255 * value)]] for value in std]]),
         constant("normalize_shift", [[[[-m / s]] for m, s in zip(mean, std, strict=True)]]),
-        *core_model().graph.initializer,
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 3, "height", "width"])
-    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])
-    graph = helper.make_graph(nodes, "classifier", [image], [answer], constants)
-    return onnx.shape_inference.infer_shapes(finished(graph, metadata))
+    replace_constants(model, changed)
+    helper.set_model_props(model, DESCRIPTION if metadata is None else metadata)
+    return model
+
+
+def replace_constants(model: ModelProto, tensors: list[TensorProto]) -> None:
+    for tensor in tensors:
+        (found,) = [item for item in model.graph.initializer if item.name == tensor.name]
+        found.CopyFrom(tensor)
 
 
 NAMES_MATTER = "the checkpoint's are ['a', 'b']: each answer would carry another's name"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,17 @@ import pytest
 import torch
 
 from stages.check_parity.placement import misplaced
-from stages.export.__main__ import choose_training_images, train_crops
-from stages.export.card import model_card
+from stages.export.__main__ import as_tested
 from stages.export.core import export_core
-from stages.export.deploy import deployable
-from stages.export.reduced import half_precision, normalized, quantize_int8
-from stages.export.variants import choose_evenly, ship_variants
-from stages.shared.checkpoint import Facts, load_checkpoint
+from stages.export.deploy import deployable, deployable_on_crops
+from stages.export.variants import Demands, Judged, eight_bits, half_precision, ship_variants, speedup, split_evenly
+from stages.report.card import model_card
+from stages.shared.checkpoint import Facts
 from stages.shared.dataset import TrainSplit, load_test_split
 from stages.shared.files import file_digest, read_json, write_json, write_text
 from stages.shared.model import build_model
-from stages.shared.transforms import Transform
+from stages.shared.shipped_files import FILES
+from stages.shared.transforms import Transform, network_input
 from tests.exported_project import CLASSES, CROP, MEAN, RESIZE, ROOT, STD, exported_project
 
 EXPORT = Path("artifacts/export")
@@ -71,7 +72,7 @@ def test_opaque_alpha_changes_nothing_and_full_transparency_is_white(session: on
 def test_every_value_under_every_alpha_is_laid_on_white_exactly(project: Path) -> None:
     model = onnx.load("artifacts/model.onnx")
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("rgb", onnx.TensorProto.UINT8, None))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("rgb", onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
     image = np.stack([value, value, value, alpha], axis=2).astype(np.uint8)
@@ -87,18 +88,19 @@ def test_images_of_a_batch_do_not_touch_each_other(session: onnxruntime.Inferenc
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "export/core.onnx", "export/core.fp16.onnx", "export/model.int8.onnx"])
+@pytest.mark.parametrize("name", [file.path for file in FILES])
 def test_file_is_clean_and_of_the_chosen_opset(project: Path, name: str) -> None:
     path = project / "artifacts" / name
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert [(item.domain, item.version) for item in model.opset_import] == [("", 18)]
+    assert model.ir_version == 8  # the oldest that has opset 18
     content = path.read_bytes()
     for trace in (str(project), str(ROOT), sys.prefix, "site-packages", "/tmp/"):
         assert trace.encode() not in content
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "export/core.onnx", "export/core.fp16.onnx"])
+@pytest.mark.parametrize("name", [file.path for file in FILES if "cuda" in file.devices])
 def test_every_node_can_be_placed_on_cuda(project: Path, name: str) -> None:
     assert misplaced(onnx.load(project / "artifacts" / name)) == []
 
@@ -127,12 +129,14 @@ def small_export() -> list[str]:
     """Digests of all kinds of file that the stage writes, of one small network."""
     torch.manual_seed(0)
     core = export_core(build_model("squeezenet1_1", 2, CROP), CROP, 18)
+    transform = Transform(RESIZE, CROP, MEAN, STD)
     crops = np.random.default_rng(0).integers(0, 256, (4, CROP, CROP, 3), dtype=np.uint8)
     models = [
         core,
-        deployable(core, RESIZE, CROP, MEAN, STD),
-        half_precision(core),
-        quantize_int8(core, crops, MEAN, STD),
+        deployable(core, transform),
+        deployable_on_crops(core, transform),
+        half_precision(core, crops),
+        eight_bits(core, network_input(crops, transform), reduce_range=True),
     ]
     return [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in models]
 
@@ -187,56 +191,86 @@ def test_larger_architecture_exports_exactly_and_stays_on_cuda(architecture: str
 
 
 @pytest.mark.parametrize(
-    ("max_drop", "max_error", "reason"),
-    [(0.3, 1e-9, "its logits are off by"), (-1.0, 1.0, "top-1 drops by 0.0000, more than export.max_accuracy_drop")],
+    ("demands", "reason"),
+    [
+        (Demands(0.3, {"fp16": 1e-9, "int8": 1e-9}, 0), "its logits are off by"),
+        (Demands(-1.0, {"fp16": 1.0, "int8": 1.0}, 0), "top-1 drops by 0.0000, more than export.max_accuracy_drop"),
+    ],
 )
 def test_variant_beyond_a_limit_is_recorded_and_not_shipped(
-    project: Path, tmp_path: Path, max_drop: float, max_error: float, reason: str
+    project: Path, tmp_path: Path, demands: Demands, reason: str
 ) -> None:
-    _, facts = load_checkpoint(Path("artifacts/train/finetune/checkpoint.safetensors"))
-    core, test = onnx.load(EXPORT / "core.onnx"), load_test_split(Path("artifacts/preprocess/test"))
-    session = onnxruntime.InferenceSession(str(EXPORT / "core.onnx"), providers=["CPUExecutionProvider"])
-    (reference,) = session.run(None, {"normalized": normalized(test.pixels, MEAN, STD)})
+    core, judged = onnx.load(EXPORT / "core.onnx"), judged_images()
     half, _ = ship_variants(
-        tmp_path,
-        core,
-        facts,
-        {},
-        calibration=np.array(test.pixels),
-        crops=test.pixels,
-        labels=test.labels,
-        reference=reference.astype(np.float64),
-        max_drop=max_drop,
-        max_errors={"core.fp16.onnx": max_error, "model.int8.onnx": max_error},
+        tmp_path, core, lambda reduced: reduced, {}, calibration=judged.images, judged=judged, demands=demands
     )
     assert not half["shipped"]
     assert half["reason"].startswith(reason)
     assert half["accuracy_drop"] == 0
-    assert not (tmp_path / "core.fp16.onnx").exists()
+    assert not (tmp_path / "export" / "core.fp16.onnx").exists()
 
 
-def test_calibration_sees_training_images_without_their_padding() -> None:
+def judged_images() -> Judged:
+    """The project's test crops, which serve as images here, and what its core says of them."""
+    test = load_test_split(Path("artifacts/preprocess/test"))
+    images = network_input(test.pixels, Transform(RESIZE, CROP, MEAN, STD))
+    session = onnxruntime.InferenceSession(str(EXPORT / "core.onnx"), providers=["CPUExecutionProvider"])
+    (reference,) = session.run(None, {"normalized": images})
+    return Judged(images, test.labels, reference.astype(np.float64))
+
+
+def test_int8_is_the_way_of_the_smaller_error_and_has_unsigned_activations(project: Path) -> None:
+    (row,) = [row for row in read_json(EXPORT / "export.json")["variants"] if row["file"] == "model.int8.onnx"]
+    assert row["way"] in ("weights of 8 bits", "weights of 7 bits")
+    core, images = onnx.load(EXPORT / "core.onnx"), judged_images().images
+    for reduce_range, largest in ((False, 127), (True, 64)):
+        model = eight_bits(core, images, reduce_range=reduce_range)
+        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        kernels = [value for value in tensors.values() if value.dtype == np.int8 and value.ndim == 4]
+        assert max(int(np.abs(value.astype(int)).max()) for value in kernels) <= largest
+        zero_points = [node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        assert {tensors[name].dtype for name in zero_points} == {np.dtype(np.uint8)}
+
+
+def test_variant_that_is_not_faster_is_not_shipped(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.export.variants.speedup", lambda *_: 1.1)
+    judged, demands = judged_images(), Demands(1.0, {"fp16": 10.0, "int8": 10.0}, 1.2)
+    core = onnx.load(EXPORT / "core.onnx")
+    half, int8 = ship_variants(
+        tmp_path, core, lambda reduced: reduced, {}, calibration=judged.images, judged=judged, demands=demands
+    )
+    assert half["shipped"]  # made for CUDA, whose speed a machine without it cannot tell
+    assert int8["reason"] == "it is 1.10 times as fast as float32 here, export.min_speedup is 1.2"
+    assert not (tmp_path / "export" / "model.int8.onnx").exists()
+
+
+def test_a_network_is_about_as_fast_as_itself(project: Path) -> None:
+    core = onnx.load(EXPORT / "core.onnx")
+    assert speedup(core, core, judged_images().images) > 0
+
+
+def test_training_images_are_judged_without_their_padding() -> None:
     pixels = np.zeros((2, 100, 100, 3), np.uint8)
     pixels[0, :40, :60], pixels[1, :90, :90] = 200, 100
     train = TrainSplit(pixels, np.array([[40, 60], [90, 90]], np.int32), np.array([0, 1]))
-    crops = train_crops(train, [0, 1], 36, 32)
+    crops = as_tested(train, np.arange(2), Transform(36, 32, MEAN, STD))
     assert crops.shape == (2, 32, 32, 3)
     assert (crops[0] == 200).all()
     assert (crops[1] == 100).all()
 
 
-@pytest.mark.parametrize("num_images", [2, 24, 1000])
-def test_variants_are_judged_on_other_images_than_they_were_calibrated_on(num_images: int) -> None:
-    calibration, judging = choose_training_images(num_images)
-    assert calibration
-    assert judging
-    assert not set(calibration) & set(judging)
-
-
-def test_calibration_images_are_spread_over_all_classes() -> None:
-    assert choose_evenly(3, 128) == [0, 1, 2]
-    chosen = choose_evenly(1000, 10)
-    assert (chosen[0], chosen[-1], len(chosen)) == (0, 999, 10)
+@pytest.mark.parametrize("num_images", [2, 3, 24, 384, 5000])
+def test_no_image_is_judged_that_was_calibrated_on_and_both_are_spread_over_all(num_images: int) -> None:
+    calibration, judged = split_evenly(num_images, 128, 256)
+    assert len(calibration) > 0
+    assert len(judged) > 0
+    assert not set(calibration) & set(judged)
+    assert len(calibration) + len(judged) == min(num_images, 384)
+    assert {calibration[0], judged[-1]} == {0, num_images - 1} or num_images % 3
+    if num_images == 5000:
+        assert (len(calibration), len(judged)) == (128, 256)
 
 
 def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
@@ -245,10 +279,15 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
     header = "path,label,prediction,p_hotdog,p_not-hotdog,correct"
     rows = ["a|b.png,hotdog,not-hotdog,0.1,0.9,0", "c.png,hotdog,hotdog,0.8,0.2,1"]
     write_text(tmp_path / "predictions.csv", "\n".join([header, *rows]) + "\n")
-    facts = Facts("resnet18", CLASSES, Transform(RESIZE, CROP, MEAN, STD), "finetune", 0, None, "d" * 64)
+    facts = asdict(Facts("resnet18", CLASSES, Transform(RESIZE, CROP, MEAN, STD), "finetune", 0, None, "d" * 64))
     weights = {"init": "pretrained", "source": {"kind": "torchvision", "source": "IMAGENET1K_V1"}}
-    sidecar = {"data": {"source": {"source": "hotdog.zip"}}, "weights": weights}
-    card = model_card(facts, sidecar, [], num_train=8, num_test=4, evaluation=tmp_path)
+    variants = [{"file": "model.int8.onnx", "accuracy_drop": 0.25, "error": 0.125, "shipped": False, "reason": "slow"}]
+    data = {"source": {"source": "hotdog.zip"}}
+    sidecar = {"facts": facts, "data": data, "weights": weights, "variants": variants}
+    card = model_card(sidecar, tmp_path, num_train=8, num_test=4)
+    assert (
+        "| `export/model.int8.onnx` | as model.onnx, its network in 8 bits | cpu | 0.2500 | 0.1250 | no: slow |" in card
+    )
     assert "| accuracy | 0.750 | 0.500 to 0.900 |" in card
     assert "ROC-AUC" not in card
     assert "1 of 2 test images are classified wrongly" in card

@@ -13,7 +13,7 @@ from torch import nn
 from stages.export import core as core_module
 from stages.export import provenance, variants
 from stages.export.core import export_core
-from stages.export.variants import ship_variants
+from stages.export.variants import Demands, Judged, ship_variants
 from stages.shared.checkpoint import Facts
 from stages.shared.transforms import Transform
 
@@ -41,16 +41,18 @@ def test_a_network_that_torch_cannot_export_is_refused_by_name() -> None:
         export_core(Undecided(), 8, 18)
 
 
-def ship(folder: Path, **changed: Any) -> list[dict[str, Any]]:
-    usual: dict[str, Any] = {
-        "calibration": np.zeros((2, 8, 8, 3), np.uint8),
-        "crops": np.zeros((4, 8, 8, 3), np.uint8),
-        "labels": np.array([0, 1, 0, 1]),
-        "reference": np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]),
-        "max_drop": 0.1,
-        "max_errors": {"core.fp16.onnx": 0.01, "model.int8.onnx": 0.01},
-    }
-    return ship_variants(folder, core_with_opset(18), FACTS, {}, **(usual | changed))
+def ship(folder: Path) -> list[dict[str, Any]]:
+    images = np.zeros((4, 3, 8, 8), np.float32)
+    reference = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
+    return ship_variants(
+        folder,
+        core_with_opset(18),
+        lambda reduced: reduced,
+        {},
+        calibration=images,
+        judged=Judged(images, np.array([0, 1, 0, 1]), reference),
+        demands=Demands(0.1, {"fp16": 0.01, "int8": 0.01}, 0),
+    )
 
 
 def test_a_variant_that_cannot_be_made_does_not_stop_the_export_and_is_not_shipped(
@@ -59,15 +61,15 @@ def test_a_variant_that_cannot_be_made_does_not_stop_the_export_and_is_not_shipp
     def cannot(*_: object) -> None:
         raise RuntimeError("no kernel for this\noperator")
 
-    monkeypatch.setattr(variants, "half_precision", cannot)
-    monkeypatch.setattr(variants, "quantize_int8", cannot)
-    (tmp_path / "core.fp16.onnx").write_text("of an earlier export")
+    monkeypatch.setattr(variants, "WAYS", {"fp16": {"a way": cannot}, "int8": {"a way": cannot}})
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "core.fp16.onnx").write_text("of an earlier export")
     rows = ship(tmp_path)
     assert [(row["file"], row["shipped"], row["reason"]) for row in rows] == [
         ("core.fp16.onnx", False, "it could not be made: no kernel for this operator"),
         ("model.int8.onnx", False, "it could not be made: no kernel for this operator"),
     ]
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "export").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -81,8 +83,8 @@ def test_a_variant_that_cannot_be_made_does_not_stop_the_export_and_is_not_shipp
 def test_a_variant_that_is_too_far_off_is_not_shipped_and_says_by_how_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: list[list[float]], reason: str
 ) -> None:
-    monkeypatch.setattr(variants, "half_precision", lambda core: core)
-    monkeypatch.setattr(variants, "quantize_int8", lambda core, *_: core)
+    ways = {"a way": lambda core, _: core}
+    monkeypatch.setattr(variants, "WAYS", {"fp16": ways, "int8": ways})
     monkeypatch.setattr(variants, "run_core", lambda *_: np.array(logits, dtype=np.float64))
     for row in ship(tmp_path):
         assert (row["shipped"], row["reason"]) == (False, reason)

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from consumers import predict
-from stages.check_parity.contract import read_whole
+from stages.check_parity.files import read_whole
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
 PLACES = ("initializer", "constant", "branch")

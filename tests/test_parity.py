@@ -12,21 +12,21 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from stages.check_parity import __main__ as check_parity
-from stages.check_parity import cuda, sessions
-from stages.check_parity.contract import metadata_problems, read_whole, transform_problems
-from stages.check_parity.files import check_files
-from stages.check_parity.images import MODEL, image_rows
+from stages.check_parity import sessions
+from stages.check_parity.files import check_files, metadata_problems, read_whole, transform_problems
+from stages.check_parity.images import image_rows
 from stages.check_parity.judge import FAILED, NO_DEVICE, PASSED, Claim, Row, distance, judge, within
-from stages.check_parity.logits import CORE, cpu_rows, cuda_rows
+from stages.check_parity.logits import cpu_rows, cuda_rows
 from stages.check_parity.placement import misplaced
 from stages.check_parity.subjects import Subjects, load_subjects
 from stages.shared import artifacts
 from stages.shared.checkpoint import load_checkpoint, save_checkpoint
 from stages.shared.files import file_digest, read_json, write_json
+from stages.shared.shipped_files import CORE, MODEL
 from tests.exported_project import exported_project
 
 LIMITS = {"fp32": 2e-5, "tf32": 5e-3, "fp16": 5e-3, "int8": 0.6}
-without_device = pytest.mark.skipif(cuda.count_devices()[0] > 0, reason="there is a CUDA device here")
+without_device = pytest.mark.skipif(sessions.count_devices()[0] > 0, reason="there is a CUDA device here")
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,10 @@ def test_faithful_export_passes_and_the_table_is_written(project: Path) -> None:
     assert {"runtime", "precision", "subject", "check", "verdict", "reason", "max_error", "limit"} <= set(
         table["rows"][0]
     )
-    latency = [row for row in table["rows"] if row["check"].startswith("latency") and row["verdict"] == PASSED]
+    latency = [row for row in table["rows"] if row["batch"] and row["verdict"] == PASSED]
     assert all(row["p50_ms"] <= row["p99_ms"] and row["images_per_second"] > 0 for row in latency)
     assert {(row["runtime"], row["precision"]) for row in latency} >= {
-        ("torch CPU eager", "fp32"),
+        ("torch CPU", "fp32"),
         ("ONNX Runtime CPU", "fp32"),
         ("ONNX Runtime CPU", "int8"),
     }
@@ -101,7 +101,7 @@ def test_cuda_rows_say_that_there_is_no_device_and_fail_when_one_is_required(
     subjects: Subjects, models: dict[str, ModelProto]
 ) -> None:
     rows = cuda_rows(subjects, models, LIMITS)
-    assert [row.verdict for row in rows] == [NO_DEVICE] * 4
+    assert [row.verdict for row in rows] == [NO_DEVICE] * 7
     required = [check_parity.require_gpu(row) for row in rows]
     assert {row.verdict for row in required} == {FAILED}
     assert "no CUDA device, and --require-gpu was given" in failures(required)
@@ -159,15 +159,15 @@ def test_failure_names_the_guilty_side(torch_error: float, guilty: str) -> None:
 
 
 def test_swapped_weights_fail_and_the_file_is_named(subjects: Subjects, models: dict[str, ModelProto]) -> None:
-    kernels = [tensor for tensor in models[CORE].graph.initializer if len(tensor.dims) == 4]
+    kernels = [tensor for tensor in models[CORE.path].graph.initializer if len(tensor.dims) == 4]
     kernels[1].raw_data = numpy_helper.to_array(kernels[1])[::-1].tobytes()
-    rows = cpu_rows(subjects, {CORE: models[CORE]}, LIMITS)
+    rows = cpu_rows(subjects, {CORE.path: models[CORE.path]}, LIMITS)
     assert "core.onnx: agrees with float64: error" in failures(rows)
     assert "the weights in core.onnx are at fault" in failures(rows)
 
 
 def test_file_of_another_checkpoint_fails(subjects: Subjects, models: dict[str, ModelProto]) -> None:
-    problems = metadata_problems(models[MODEL], subjects.facts, "0" * 64)
+    problems = metadata_problems(models[MODEL.path], subjects.facts, "0" * 64)
     assert any("weights_digest" in problem and "exported from another checkpoint" in problem for problem in problems)
 
 
@@ -185,46 +185,41 @@ def test_reference_of_other_weights_is_refused(project: Path) -> None:
 
 
 def test_class_names_in_another_order_fail(subjects: Subjects, models: dict[str, ModelProto]) -> None:
-    for item in models[MODEL].metadata_props:
+    for item in models[MODEL.path].metadata_props:
         if item.key == "class_names":
             item.value = '["not-hotdog", "hotdog"]'
-    (problem,) = metadata_problems(models[MODEL], subjects.facts, subjects.weights_digest)
+    (problem,) = metadata_problems(models[MODEL.path], subjects.facts, subjects.weights_digest)
     assert "class names are ['not-hotdog', 'hotdog'], the checkpoint's are ['hotdog', 'not-hotdog']" in problem
 
 
 # the test transform
 
 
-def set_attribute(name: str, value: int) -> Callable[[ModelProto], None]:
-    def change(model: ModelProto) -> None:
-        (resize,) = [node for node in model.graph.node if node.op_type == "Resize"]
-        (attribute,) = [item for item in resize.attribute if item.name == name]
-        attribute.i = value
-
-    return change
-
-
-def scale_constant(name: str, factor: float) -> Callable[[ModelProto], None]:
-    def change(model: ModelProto) -> None:
+def change_constant(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[ModelProto], None]:
+    def changed(model: ModelProto) -> None:
         (tensor,) = [item for item in model.graph.initializer if item.name == name]
-        tensor.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(tensor) * factor).astype(np.float32), name))
+        value = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(change(value).astype(value.dtype), name))
 
-    return change
-
-
-def swap_channels(model: ModelProto) -> None:
-    (stack,) = [node for node in model.graph.node if node.name == "stack_rgb"]
-    stack.input[:] = list(stack.input)[::-1]
+    return changed
 
 
 @pytest.mark.parametrize(
     ("change", "cause", "numbers"),
     [
-        (set_attribute("antialias", 0), "resize has antialias=0, expected 1", "resizes as torchvision does"),
-        (set_attribute("exclude_outside", 0), "the default border rule", "resizes as torchvision does"),
-        (scale_constant("normalize_shift", 0.5), "mean in the graph is", "predict.py agrees with the PIL pipeline"),
-        (scale_constant("normalize_scale", 2.0), "std in the graph is", "predict.py agrees with the PIL pipeline"),
-        (swap_channels, "red and blue swapped", "resizes as torchvision does"),
+        (change_constant("resize_side", lambda side: side + 8), "resize to [80]", "resizes as torchvision does"),
+        (change_constant("odd_rows", lambda odd: odd + 2), "odd_rows of the crop", "resizes as torchvision does"),
+        (change_constant("red_green_blue", np.flip), "red and blue swapped", "resizes as torchvision does"),
+        (
+            change_constant("normalize_shift", lambda shift: shift / 2),
+            "mean in the graph is",
+            "predict.py agrees with the PIL pipeline",
+        ),
+        (
+            change_constant("normalize_scale", lambda scale: 2 * scale),
+            "std in the graph is",
+            "predict.py agrees with the PIL pipeline",
+        ),
     ],
 )
 def test_wrong_transform_fails_by_its_numbers_and_the_cause_is_named(
@@ -236,9 +231,9 @@ def test_wrong_transform_fails_by_its_numbers_and_the_cause_is_named(
 ) -> None:
     model = onnx.load(artifacts.MODEL)
     change(model)
-    assert cause in "; ".join(transform_problems(model, subjects.facts))
-    damaged(MODEL, model.SerializeToString())
-    assert numbers in failures(image_rows(artifacts.ROOT, subjects, {MODEL: model}, 0.002))
+    assert cause in "; ".join(transform_problems(model, subjects.facts.transform, "image"))
+    damaged(MODEL.path, model.SerializeToString())
+    assert numbers in failures(image_rows(artifacts.ROOT, subjects, {MODEL.path: model}, 0.002))
 
 
 # the file
@@ -261,29 +256,23 @@ def test_file_with_tensors_elsewhere_fails(tmp_path: Path) -> None:
 
 
 def test_newer_opset_would_leave_nodes_on_the_cpu(models: dict[str, ModelProto]) -> None:
-    models[CORE].opset_import[0].version = 22
-    (problem,) = misplaced(models[CORE])
+    models[CORE.path].opset_import[0].version = 22
+    (problem,) = misplaced(models[CORE.path])
     assert "opset 22 is newer than 21: MaxPool and others fall back to the CPU" in problem
 
 
 def test_shape_arithmetic_and_unknown_operators_would_leave_nodes_on_the_cpu(models: dict[str, ModelProto]) -> None:
     make = onnx.helper.make_node
-    models[CORE].graph.node.extend(
+    models[CORE.path].graph.node.extend(
         [
             make("Shape", ["normalized"], ["shape"]),
             make("Squeeze", ["shape"], ["batch"]),
             make("NonMaxSuppression", [], ["x"]),
         ]
     )
-    problems = misplaced(models[CORE])
+    problems = misplaced(models[CORE.path])
     assert "Squeeze of a shape: ONNX Runtime computes shapes on the CPU" in problems
     assert "NonMaxSuppression: no CUDA kernel is known for it" in problems
-
-
-def test_resize_of_other_axes_would_leave_cuda(models: dict[str, ModelProto]) -> None:
-    (resize,) = [node for node in models[MODEL].graph.node if node.op_type == "Resize"]
-    next(item for item in resize.attribute if item.name == "axes").ints[:] = [1, 2]
-    assert "Resize of other axes than 2 and 3: CUDA resizes NCHW only" in misplaced(models[MODEL])
 
 
 # CUDA
@@ -295,30 +284,30 @@ def test_missing_cuda_library_fails_by_its_name(
     def missing(_: Path) -> None:
         raise OSError("libcurand.so.10: cannot open shared object file")
 
-    monkeypatch.setattr(cuda, "count_devices", lambda: (1, ""))
-    monkeypatch.setattr(cuda, "PROVIDERS_DIR", Path("providers"))
+    monkeypatch.setattr(sessions, "count_devices", lambda: (1, ""))
+    monkeypatch.setattr(sessions, "PROVIDERS_DIR", Path("providers"))
     Path("providers").mkdir(exist_ok=True)
     Path("providers/libonnxruntime_providers_cuda.so").touch()
-    monkeypatch.setattr(cuda, "load_library", missing)
+    monkeypatch.setattr(sessions, "load_library", missing)
     rows = cuda_rows(subjects, models, LIMITS)
     assert {row.verdict for row in rows} == {FAILED}
     assert "provider does not load: libcurand.so.10: cannot open shared object file" in failures(rows)
 
 
 def test_onnxruntime_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "PROVIDERS_DIR", Path("no-such-folder"))
-    assert "was built without the cuda provider; install onnxruntime-gpu[cuda,cudnn]" in cuda.provider_error("cuda")
+    monkeypatch.setattr(sessions, "PROVIDERS_DIR", Path("no-such-folder"))
+    assert "was built without the cuda provider; install onnxruntime-gpu[cuda,cudnn]" in sessions.provider_error("cuda")
 
 
 @without_device
 def test_parity_fails_when_cuda_falls_back(
     subjects: Subjects, models: dict[str, ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "count_devices", lambda: (1, ""))
-    monkeypatch.setattr(cuda, "provider_error", lambda _: "")
+    monkeypatch.setattr(sessions, "count_devices", lambda: (1, ""))
+    monkeypatch.setattr(sessions, "provider_error", lambda _: "")
     rows = cuda_rows(subjects, models, LIMITS)
     assert {row.verdict for row in rows} == {FAILED}
-    assert len(rows) == 4
+    assert len(rows) == 7
 
 
 def fake_session(provider: str = sessions.CUDA, nodes: str = sessions.CUDA, use_tf32: str = "0") -> Any:
@@ -356,7 +345,7 @@ def test_kernels_on_another_provider_are_seen_in_the_profile(tmp_path: Path) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not cuda.count_devices()[0], reason="no CUDA device")
+@pytest.mark.skipif(not sessions.count_devices()[0], reason="no CUDA device")
 def test_cuda_rows_pass_with_every_proof(subjects: Subjects, models: dict[str, ModelProto]) -> None:
     rows = cuda_rows(subjects, models, LIMITS)
     assert not failures(rows)

@@ -11,9 +11,19 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from stages.check_parity.contract import metadata_problems, read_whole, transform_problems
+from stages.check_parity.files import metadata_problems, read_whole, transform_problems
+from stages.export.deploy import deployable_on_crops
 from stages.shared.files import file_digest
-from tests.parity_models import DESCRIPTION, FACTS, NAMES_MATTER, WEIGHTS, constant, core_model, whole_model
+from tests.parity_models import (
+    DESCRIPTION,
+    FACTS,
+    NAMES_MATTER,
+    WEIGHTS,
+    constant,
+    core_model,
+    replace_constants,
+    whole_model,
+)
 
 
 def saved(tmp_path: Path, model: ModelProto | bytes) -> Path:
@@ -110,87 +120,81 @@ def test_missing_metadata_are_three_problems() -> None:
     ]
 
 
+TRANSFORM = FACTS.transform
+
+
+def problems(model: ModelProto) -> list[str]:
+    return transform_problems(model, TRANSFORM, "image")
+
+
 def test_faithful_transform_has_no_problems() -> None:
-    assert transform_problems(whole_model(), FACTS) == []
+    assert problems(whole_model()) == []
+
+
+def test_files_that_take_crops_need_the_normalisation_and_networks_nothing() -> None:
+    on_crops = deployable_on_crops(core_model(), TRANSFORM)
+    assert transform_problems(on_crops, TRANSFORM, "crops") == []
+    other = replace(TRANSFORM, mean=(0.1, 0.4, 0.3))
+    assert transform_problems(on_crops, other, "crops") == [
+        "mean in the graph is [0.5, 0.4, 0.3], the checkpoint's is [0.1, 0.4, 0.3]"
+    ]
+    assert transform_problems(core_model(), TRANSFORM, "normalized") == []
 
 
 def test_graph_without_a_transform_says_what_is_missing() -> None:
-    everything = "resize, stack_rgb, center_crop, normalize, normalize_scale, normalize_shift, resize_size"
-    assert transform_problems(core_model(), FACTS) == [f"the test transform is not in the graph ({everything} missing)"]
-
-
-@pytest.mark.parametrize("name", ["resize", "stack_rgb", "center_crop", "normalize"])
-def test_each_part_of_the_transform_is_missed(name: str) -> None:
-    model = whole_model()
-    next(node for node in model.graph.node if node.name == name).name = "other"
-    assert transform_problems(model, FACTS) == [f"the test transform is not in the graph ({name} missing)"]
-
-
-@pytest.mark.parametrize("name", ["normalize_scale", "normalize_shift", "resize_size"])
-def test_each_constant_of_the_transform_is_missed(name: str) -> None:
-    model = whole_model()
-    next(tensor for tensor in model.graph.initializer if tensor.name == name).name = "other"
-    assert transform_problems(model, FACTS) == [f"the test transform is not in the graph ({name} missing)"]
+    everything = "resize_side, odd_rows, odd_columns, red_green_blue, normalize_scale, normalize_shift"
+    assert problems(core_model()) == [f"the test transform is not in the graph ({everything} missing)"]
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    "name", ["resize_side", "odd_rows", "odd_columns", "red_green_blue", "normalize_scale", "normalize_shift"]
+)
+def test_each_constant_of_the_transform_is_missed(name: str) -> None:
+    model = whole_model()
+    next(tensor for tensor in model.graph.initializer if tensor.name == name).name = "other"
+    assert problems(model) == [f"the test transform is not in the graph ({name} missing)"]
+
+
+ODD = "of the crop are not the checkpoint's: 4 px from pixel 1 of the resized image"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
     [
-        ({"mean": (0.5, 0.4, 0.25)}, "mean in the graph is [0.5, 0.4, 0.25], the checkpoint's is [0.5, 0.4, 0.3]"),
-        ({"mean": (0.50012, 0.4, 0.3)}, "mean in the graph is [0.5001, 0.4, 0.3], the checkpoint's is [0.5, 0.4, 0.3]"),
-        ({"size": (6, 7)}, "resize to [6, 7], the checkpoint's is [6, 6]"),
-        ({"size": (7, 7)}, "resize to [7, 7], the checkpoint's is [6, 6]"),
+        ({"mean": (0.5, 0.4, 0.25)}, ["mean in the graph is [0.5, 0.4, 0.25], the checkpoint's is [0.5, 0.4, 0.3]"]),
         (
-            {"resize": {"antialias": 0}},
-            "resize has antialias=0, expected 1: pixels are off by up to 137/255 without antialias",
+            {"mean": (0.50012, 0.4, 0.3)},
+            ["mean in the graph is [0.5001, 0.4, 0.3], the checkpoint's is [0.5, 0.4, 0.3]"],
         ),
-        (
-            {"resize": {"antialias": None}},
-            "resize has antialias=0, expected 1: pixels are off by up to 137/255 without antialias",
-        ),
-        (
-            {"resize": {"exclude_outside": None}},
-            "resize has exclude_outside=0, expected 1: the default border rule is off by up to 17/255",
-        ),
-        ({"resize": {"mode": "cubic"}}, "resize has mode=cubic, expected linear: the test transform is bilinear"),
-        ({"resize": {"mode": None}}, "resize has mode=nearest, expected linear: the test transform is bilinear"),
-        (
-            {"resize": {"coordinate_transformation_mode": "align_corners"}},
-            "resize has coordinate_transformation_mode=align_corners, expected half_pixel: torchvision samples at half pixels",
-        ),
+        ({"size": 7}, ["resize to [7], the checkpoint's is [6]"]),
+        ({"first": 0}, [f"odd_rows {ODD}", f"odd_columns {ODD}"]),
         (
             {"order": (2, 1, 0)},
-            "channels are stacked in the order [2, 1, 0], expected [0, 1, 2] (red and blue swapped)",
+            ["channels are taken in the order [2, 1, 0], expected [0, 1, 2] (red and blue swapped)"],
         ),
-        ({"order": (1, 0, 2)}, "channels are stacked in the order [1, 0, 2], expected [0, 1, 2]"),
-        ({"order": (0, 0, 0)}, "channels are stacked in the order [0, 0, 0], expected [0, 1, 2]"),
+        ({"order": (1, 0, 2)}, ["channels are taken in the order [1, 0, 2], expected [0, 1, 2]"]),
+        ({"order": (0, 0, 0)}, ["channels are taken in the order [0, 0, 0], expected [0, 1, 2]"]),
     ],
 )
-def test_each_difference_of_the_transform_is_named_alone(change: dict[str, Any], problem: str) -> None:
-    assert transform_problems(whole_model(**change), FACTS) == [problem]
+def test_each_difference_of_the_transform_is_named_alone(change: dict[str, Any], expected: list[str]) -> None:
+    assert problems(whole_model(**change)) == expected
 
 
-def test_wrong_deviation_shows_in_the_mean_as_well() -> None:
+def test_wrong_deviation_shows_in_the_std_alone() -> None:
     """Only the quotient is in the graph."""
     model = whole_model(std=(0.2, 0.25, 0.2), mean=(0.5, 0.4, 0.3))
-    assert transform_problems(model, FACTS) == [
-        "std in the graph is [0.2, 0.25, 0.2], the checkpoint's is [0.2, 0.25, 0.1]"
-    ]
-
-
-def test_half_pixel_is_the_default_and_need_not_be_written() -> None:
-    assert transform_problems(whole_model(resize={"coordinate_transformation_mode": None}), FACTS) == []
+    assert problems(model) == ["std in the graph is [0.2, 0.25, 0.2], the checkpoint's is [0.2, 0.25, 0.1]"]
 
 
 def test_normalisation_may_be_off_by_the_rounding_of_float32_and_no_more() -> None:
-    assert transform_problems(whole_model(mean=(0.5, 0.4, 0.300008)), FACTS) == []
-    assert len(transform_problems(whole_model(mean=(0.5, 0.4, 0.30003)), FACTS)) == 1
+    assert problems(whole_model(mean=(0.5, 0.4, 0.300008))) == []
+    assert len(problems(whole_model(mean=(0.5, 0.4, 0.30003)))) == 1
 
 
 def test_one_number_for_all_channels_is_not_three() -> None:
     """It would broadcast, in the comparison as in the graph; export writes three."""
-    grey = replace(FACTS, transform=replace(FACTS.transform, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))
-    assert transform_problems(whole_model(mean=(0.5,), std=(0.2,)), grey) == [
+    grey = replace(TRANSFORM, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    assert transform_problems(whole_model(mean=(0.5,), std=(0.2,)), grey, "image") == [
         "mean in the graph is [0.5], the checkpoint's is [0.5, 0.5, 0.5]",
         "std in the graph is [0.2], the checkpoint's is [0.2, 0.2, 0.2]",
     ]
@@ -199,26 +203,10 @@ def test_one_number_for_all_channels_is_not_three() -> None:
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_scale_of_zero_is_a_problem_and_no_warning(shift: float) -> None:
     model = whole_model()
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    tensors["normalize_scale"].CopyFrom(constant("normalize_scale", np.zeros((1, 3, 1, 1))))
-    tensors["normalize_shift"].CopyFrom(constant("normalize_shift", np.full((1, 3, 1, 1), shift)))
+    scale, shifts = np.zeros((1, 3, 1, 1)), np.full((1, 3, 1, 1), shift)
+    replace_constants(model, [constant("normalize_scale", scale), constant("normalize_shift", shifts)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        problems = transform_problems(model, FACTS)
-    assert problems[1] == "std in the graph is [inf, inf, inf], the checkpoint's is [0.2, 0.25, 0.1]"
-    assert len(problems) == 2
-
-
-def test_plane_that_is_gathered_from_nowhere_has_no_place_in_the_order() -> None:
-    model = whole_model()
-    stack = next(node for node in model.graph.node if node.name == "stack_rgb")
-    stack.input[0] = "image"
-    (problem,) = transform_problems(model, FACTS)
-    assert problem == "channels are stacked in the order [None, 1, 2], expected [0, 1, 2]"
-
-
-def test_plane_whose_channel_is_computed_has_no_place_in_the_order() -> None:
-    model = whole_model()
-    next(node for node in model.graph.node if node.op_type == "Gather").input[1] = "image"
-    (problem,) = transform_problems(model, FACTS)
-    assert problem == "channels are stacked in the order [None, 1, 2], expected [0, 1, 2]"
+        found = problems(model)
+    assert found[1] == "std in the graph is [inf, inf, inf], the checkpoint's is [0.2, 0.25, 0.1]"
+    assert len(found) == 2

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from stages.check_parity.files import check_files
 from stages.check_parity.judge import (
@@ -13,18 +13,26 @@ from stages.check_parity.judge import (
     Row,
 )
 from stages.check_parity.subjects import Subjects
+from stages.export.deploy import deployable_on_crops
 from stages.shared.files import file_digest
-from tests.parity_models import DESCRIPTION, NAMES_MATTER, core_model, subjects, whole_model
+from tests.parity_models import DESCRIPTION, FACTS, NAMES_MATTER, core_model, subjects, whole_model
 
-NAMES = ("model.onnx", "export/core.onnx", "export/core.fp16.onnx", "export/model.int8.onnx")
+NAMES = ("model.onnx", "export/model.crops.onnx", "export/core.onnx", "export/core.fp16.onnx", "export/model.int8.onnx")
+
+
+def on_crops() -> ModelProto:
+    model = deployable_on_crops(core_model(), FACTS.transform)
+    helper.set_model_props(model, DESCRIPTION)
+    return model
 
 
 def exported(root: Path, models: dict[str, ModelProto] | None = None, **changes: Any) -> Subjects:
-    """The four files in `root`, and the subjects that export.json would give."""
+    """The five files in `root`, and the subjects that export.json would give."""
     (root / "export").mkdir()
-    whole, core = whole_model(), core_model()
+    usual = {name: core_model() if "core" in name else whole_model() for name in NAMES}
+    usual["export/model.crops.onnx"] = on_crops()
     for name in NAMES:
-        model = (models or {}).get(name, core if "core" in name else whole)
+        model = (models or {}).get(name, usual[name])
         (root / name).write_bytes(model.SerializeToString())
     return subjects(1, **{"sha256": {name: file_digest(root / name) for name in NAMES}, **changes})
 
@@ -39,6 +47,8 @@ def test_faithful_files_are_read_and_every_rule_on_them_passes(tmp_path: Path) -
         for runtime, subject, check in (
             ("file", "model.onnx", whole),
             ("placement rule", "model.onnx", placed),
+            ("file", "model.crops.onnx", whole),
+            ("placement rule", "model.crops.onnx", placed),
             ("file", "core.onnx", whole),
             ("placement rule", "core.onnx", placed),
             ("file", "core.fp16.onnx", whole),
@@ -57,7 +67,7 @@ def test_problems_of_a_file_are_listed_in_its_row(tmp_path: Path) -> None:
     rows, models = check_files(tmp_path, exported(tmp_path, {"model.onnx": wrong, "export/model.int8.onnx": wrong}))
     reason = (
         "data_digest 000000000000…, the checkpoint's is dddddddddddd…: exported from another checkpoint; "
-        "channels are stacked in the order [2, 1, 0], expected [0, 1, 2] (red and blue swapped)"
+        "channels are taken in the order [2, 1, 0], expected [0, 1, 2] (red and blue swapped)"
     )
     assert failed(rows) == {"file: model.onnx": reason, "file: model.int8.onnx": reason}
     assert {row.verdict for row in rows} == {PASSED, FAILED}
@@ -90,14 +100,14 @@ def test_damaged_file_fails_its_row_and_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "export/core.onnx").write_bytes(b"")
     (tmp_path / "export/core.fp16.onnx").unlink()
     rows, models = check_files(tmp_path, given_subjects)
-    assert tuple(models) == ("model.onnx", "export/model.int8.onnx")
+    assert tuple(models) == ("model.onnx", "export/model.crops.onnx", "export/model.int8.onnx")
     found = failed(rows)
     assert found["file: core.onnx"].startswith(
         f"{tmp_path / 'export/core.onnx'}: sha256 e3b0c44298fc…, export.json says "
     )
     assert found["file: core.fp16.onnx"] == f"{tmp_path / 'export/core.fp16.onnx'}: no such file; run export"
     assert [row.claim.subject for row in rows] == [
-        "model.onnx", "model.onnx", "core.onnx", "core.fp16.onnx", "model.int8.onnx",
+        "model.onnx", "model.onnx", "model.crops.onnx", "model.crops.onnx", "core.onnx", "core.fp16.onnx", "model.int8.onnx",
     ]  # fmt: skip
     assert {row.verdict for row in rows} == {PASSED, FAILED}
 
@@ -109,8 +119,8 @@ def test_variant_that_export_left_out_is_not_run_even_where_an_old_file_lies(tmp
     assert failed(rows) == {"file: core.fp16.onnx": "loses 0.2 of top-1"}
     (row,) = [row for row in rows if row.claim.subject == "core.fp16.onnx"]
     assert (row.verdict, row.claim.check) == ("not run: not shipped", "is whole and describes this checkpoint")
-    assert len(models) == 3
-    assert [row.verdict for row in rows] == [PASSED] * 4 + ["not run: not shipped", PASSED]
+    assert len(models) == 4
+    assert [row.verdict for row in rows] == [PASSED] * 6 + ["not run: not shipped", PASSED]
 
 
 def test_file_that_export_json_does_not_know_is_read_without_a_digest(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_row_as_dict_holds_claim_verdict_and_every_number() -> None:
         "precision": "fp32",
         "subject": "core.onnx",
         "check": "agrees with float64",
+        "batch": None,
         "verdict": "failed",
         "reason": "why",
         "max_error": 0.5,

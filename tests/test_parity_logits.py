@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from stages.check_parity import cuda, logits, sessions
+from stages.check_parity import logits, sessions
 from stages.check_parity.judge import (
     FAILED,
     NO_DEVICE,
@@ -18,7 +18,8 @@ from stages.check_parity.judge import (
     Claim,
     Row,
 )
-from stages.check_parity.logits import CORE, HALF, INT8, core_of, cpu_rows, cuda_rows, torch_rows
+from stages.check_parity.logits import core_of, cpu_rows, cuda_rows, torch_rows
+from stages.shared.shipped_files import CORE, HALF, INT8, ShippedFile
 from stages.shared.transforms import Transform
 from tests.parity_models import CLAIM, LIMITS, core_model, subjects, whole_model
 
@@ -52,12 +53,12 @@ class FakeSession:
 def opened_as(monkeypatch: pytest.MonkeyPatch, session: FakeSession) -> dict[str, Row]:
     monkeypatch.setattr(sessions, "cpu_session", lambda _: session)
     return by_check(
-        [row for row in cpu_rows(subjects(), {CORE: core_model()}, LIMITS) if row.claim.subject == "core.onnx"]
+        [row for row in cpu_rows(subjects(), {CORE.path: core_model()}, LIMITS) if row.claim.subject == "core.onnx"]
     )
 
 
 def test_faithful_files_pass_on_the_cpu_in_each_precision() -> None:
-    models = {CORE: core_model(), HALF: core_model((2.25, 1.0)), INT8: core_model((2.5, 1.0))}
+    models = {CORE.path: core_model(), HALF.path: core_model((2.25, 1.0)), INT8.path: core_model((2.5, 1.0))}
     rows = cpu_rows(subjects(), models, LIMITS)
     assert {row.verdict for row in rows} == {PASSED}, [row.reason for row in rows]
     assert [row.claim.name for row in rows] == [
@@ -73,12 +74,12 @@ def test_faithful_files_pass_on_the_cpu_in_each_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "factor"), [(CORE, "fp32", 1.2), (HALF, "fp16", 1.4), (INT8, "int8", 1.6)]
+    ("file", "precision", "factor"), [(CORE, "fp32", 1.2), (HALF, "fp16", 1.4), (INT8, "int8", 1.6)]
 )
-def test_file_beyond_the_limit_of_its_precision_fails(name: str, precision: str, factor: float) -> None:
-    rows = cpu_rows(subjects(), {name: core_model((2 * factor, factor))}, LIMITS)
+def test_file_beyond_the_limit_of_its_precision_fails(file: ShippedFile, precision: str, factor: float) -> None:
+    rows = cpu_rows(subjects(), {file.path: core_model((2 * factor, factor))}, LIMITS)
     (row,) = [
-        row for row in rows if row.claim == Claim("ONNX Runtime CPU", precision, Path(name).name, "agrees with float64")
+        row for row in rows if row.claim == Claim("ONNX Runtime CPU", precision, file.name, "agrees with float64")
     ]
     assert row.verdict == FAILED
     assert row.max_error == pytest.approx(factor - 1, abs=1e-6)
@@ -88,7 +89,9 @@ def test_file_beyond_the_limit_of_its_precision_fails(name: str, precision: str,
 def test_wrong_reference_is_told_by_torchs_own_float32() -> None:
     """The stored float32 logits disagree with the stored float64 ones as well."""
     off = subjects(float64=subjects().float64 * 2)
-    rows = by_check([row for row in cpu_rows(off, {CORE: core_model()}, LIMITS) if row.claim.subject == "core.onnx"])
+    rows = by_check(
+        [row for row in cpu_rows(off, {CORE.path: core_model()}, LIMITS) if row.claim.subject == "core.onnx"]
+    )
     assert rows["agrees with float64"].verdict == FAILED
     assert rows["agrees with float64"].max_error == pytest.approx(0.5, abs=1e-6)
     assert (
@@ -143,7 +146,7 @@ def test_runtime_that_cannot_open_a_file_fails_its_row_alone(monkeypatch: pytest
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(sessions, "cpu_session", refuse)
-    rows = cpu_rows(subjects(), {CORE: core_model()}, LIMITS)
+    rows = cpu_rows(subjects(), {CORE.path: core_model()}, LIMITS)
     assert rows[0] == Row(CLAIM, FAILED, "RuntimeError: no such operator")
 
 
@@ -157,39 +160,41 @@ def test_missing_files_are_unreadable_unless_export_left_them_out() -> None:
 
 
 CUDA_CLAIMS = [
-    Claim("ONNX Runtime CUDA", "fp32", "core.onnx", "agrees with float64"),
-    Claim("ONNX Runtime CUDA", "tf32", "core.onnx", "agrees with float64"),
-    Claim("ONNX Runtime CUDA", "fp16", "core.fp16.onnx", "agrees with float64"),
-    Claim("ONNX Runtime TensorRT", "fp32", "core.onnx", "agrees with float64"),
+    *(
+        Claim(f"ONNX Runtime CUDA{layout}", precision, subject, "agrees with float64")
+        for layout in ("", ", channels last")
+        for precision, subject in (("fp32", "core.onnx"), ("fp16", "core.fp16.onnx"), ("tf32", "core.onnx"))
+    ),
+    Claim("ONNX Runtime TensorRT", "tf32", "core.onnx", "agrees with float64"),
 ]
 
 
-def pretend_cuda(monkeypatch: pytest.MonkeyPatch, errors: dict[str, str] | None = None) -> list[tuple[str, Any]]:
-    """A device whose sessions answer right; what was opened, in order, with tf32 and a profile or without."""
-    opened: list[tuple[str, Any]] = []
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, errors: dict[str, str] | None = None) -> list[tuple[Any, ...]]:
+    """A device whose sessions answer right; what was opened, in order, with tf32 or without, channels last or not."""
+    opened: list[tuple[Any, ...]] = []
 
-    def cuda_session(core: bytes, *, tf32: bool, profile: Path) -> FakeSession:
+    def cuda_session(core: bytes, *, tf32: bool, channels_last: bool, profile: Path) -> FakeSession:
         assert profile.name == "profile"
         assert profile.parent.is_dir()
         assert onnx.load_from_string(core).graph.input[0].name == "normalized"
-        opened.append(("cuda", tf32))
+        opened.append(("cuda", tf32, channels_last))
         return FakeSession()
 
     def tensorrt_session(core: bytes) -> FakeSession:
         assert onnx.load_from_string(core).graph.input[0].name == "normalized"
-        opened.append(("tensorrt", None))
+        opened.append(("tensorrt",))
         return FakeSession()
 
-    monkeypatch.setattr(cuda, "count_devices", lambda: (1, ""))
-    monkeypatch.setattr(cuda, "provider_error", lambda name: (errors or {}).get(name, ""))
+    monkeypatch.setattr(sessions, "count_devices", lambda: (1, ""))
+    monkeypatch.setattr(sessions, "provider_error", lambda name: (errors or {}).get(name, ""))
     monkeypatch.setattr(sessions, "cuda_session", cuda_session)
     monkeypatch.setattr(sessions, "tensorrt_session", tensorrt_session)
     return opened
 
 
 def test_without_a_device_every_cuda_claim_is_not_run_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "count_devices", lambda: (0, "no CUDA driver"))
-    assert cuda_rows(subjects(), {CORE: core_model()}, LIMITS) == [
+    monkeypatch.setattr(sessions, "count_devices", lambda: (0, "no CUDA driver"))
+    assert cuda_rows(subjects(), {CORE.path: core_model()}, LIMITS) == [
         Row(claim, NO_DEVICE, "no CUDA driver") for claim in CUDA_CLAIMS
     ]
 
@@ -200,33 +205,38 @@ def test_device_without_its_provider_fails_every_cuda_claim(monkeypatch: pytest.
         "there is a CUDA device, but ONNX Runtime's CUDA provider does not load: libcurand.so.10; "
         "install onnxruntime-gpu[cuda,cudnn]"
     )
-    assert cuda_rows(subjects(), {CORE: core_model()}, LIMITS) == [Row(claim, FAILED, reason) for claim in CUDA_CLAIMS]
+    assert cuda_rows(subjects(), {CORE.path: core_model()}, LIMITS) == [
+        Row(claim, FAILED, reason) for claim in CUDA_CLAIMS
+    ]
     assert not opened
 
 
 def test_each_cuda_precision_is_opened_as_such_and_judged_by_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = pretend_cuda(monkeypatch)
-    rows = cuda_rows(subjects(), {CORE: core_model(), HALF: core_model()}, LIMITS)
-    assert opened == [("cuda", False), ("cuda", True), ("cuda", False), ("tensorrt", None)]
+    rows = cuda_rows(subjects(), {CORE.path: core_model(), HALF.path: core_model()}, LIMITS)
+    assert opened == [
+        *(("cuda", tf32, channels_last) for channels_last in (False, True) for tf32 in (False, False, True)),
+        ("tensorrt",),
+    ]
     assert [row.claim for row in rows if row.claim.check == "agrees with float64"] == CUDA_CLAIMS
     assert [(row.verdict, row.limit) for row in rows[::3]] == [
-        (PASSED, LIMITS[precision]) for precision in ("fp32", "tf32", "fp16", "tf32")
+        (PASSED, LIMITS[precision]) for precision in (*("fp32", "fp16", "tf32") * 2, "tf32")
     ]
-    assert len(rows) == 12
+    assert len(rows) == 21
 
 
 def test_tensorrt_that_is_not_installed_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = pretend_cuda(monkeypatch, {"tensorrt": "libnvinfer.so.10"})
-    rows = cuda_rows(subjects(), {CORE: core_model(), HALF: core_model()}, LIMITS)
-    assert [name for name, _ in opened] == ["cuda"] * 3
-    assert len(rows) == 10
+    rows = cuda_rows(subjects(), {CORE.path: core_model(), HALF.path: core_model()}, LIMITS)
+    assert [name for name, *_ in opened] == ["cuda"] * 6
+    assert len(rows) == 19
     assert rows[-1] == Row(CUDA_CLAIMS[-1], "not run: TensorRT's libraries are not installed", "libnvinfer.so.10")
 
 
 def test_proof_of_where_it_ran_is_kept_with_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_cuda(monkeypatch)
     monkeypatch.setattr(sessions, "end_proof", lambda session: {"kernels": {"CUDA": len(session.batches)}})
-    rows = by_check(cuda_rows(subjects(), {CORE: core_model()}, LIMITS)[:3])
+    rows = by_check(cuda_rows(subjects(), {CORE.path: core_model()}, LIMITS)[:3])
     assert rows["agrees with float64"].details["kernels"] == {"CUDA": 4 + 32}
     assert "kernels" not in rows["batch 1 agrees with batch 32"].details
     assert "kernels" not in rows["runs the same twice"].details
@@ -313,9 +323,9 @@ def test_core_of_a_bare_network_is_the_file_itself() -> None:
 
 def test_core_of_a_whole_model_runs_from_normalised_images_to_logits() -> None:
     core = onnx.load_from_string(core_of(whole_model()))
-    assert [value.name for value in core.graph.input] == ["before_core"]
+    assert [value.name for value in core.graph.input] == ["normalized"]
     assert [value.name for value in core.graph.output] == ["logits"]
     assert [node.op_type for node in core.graph.node] == ["GlobalAveragePool", "Flatten", "MatMul"]
     images = subjects(3).images
-    (found,) = sessions.cpu_session(core.SerializeToString()).run(None, {"before_core": images})
+    (found,) = sessions.cpu_session(core.SerializeToString()).run(None, {"normalized": images})
     assert found == pytest.approx(subjects(3).float64, abs=1e-5)

@@ -31,7 +31,7 @@ def project(tmp_path_factory) -> Path:
 def test_every_artifact_is_there(project):
     for name in (
         "model.onnx", "comparison.json", "comparison.md", "comparison.png", "parity.json", "parity.md", "report.html",
-        "export/core.onnx", "export/export.json", "export/MODEL_CARD.md", "evaluate/finetune/predictions.csv",
+        "export/core.onnx", "export/export.json", "MODEL_CARD.md", "evaluate/finetune/predictions.csv",
     ):  # fmt: skip
         assert (project / "artifacts" / name).stat().st_size > 0, name
 

@@ -14,9 +14,8 @@ from masking import masked
 from stages.compare.__main__ import main as compare
 from stages.report.__main__ import main
 from stages.report.figures import draw_confusion
-from stages.report.mistakes import most_confident_mistakes
-from stages.report.provenance import flatten
-from stages.report.tables import fold_intervals
+from stages.report.runs import most_confident_mistakes
+from stages.report.tables import flatten, fold_intervals
 from stages.shared import artifacts
 from stages.shared.files import write_json, write_text
 from tests.finished_experiment import write_evaluation, write_experiment

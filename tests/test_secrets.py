@@ -23,12 +23,13 @@ from flows.sweep.plan import Sweep, unfold
 from masking import masked
 from stages.compare import __main__ as compare
 from stages.export.__main__ import provenance
-from stages.export.card import model_card
 from stages.report import __main__ as report
+from stages.report.card import model_card
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts
 from stages.shared.files import write_json
 from stages.shared.params import load_params
+from stages.shared.shipped_files import FILES
 from stages.shared.transforms import Transform
 from tests import toy_project
 from tests.experiment import TINY, environment, make_project, write_params
@@ -156,15 +157,16 @@ def test_export_json_and_the_model_card_have_no_secret(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path, {"dataset.source": address, "model.weights": address})
-    for path in (artifacts.MODEL, artifacts.EXPORT / "core.onnx", artifacts.EXPORT / "reference.safetensors"):
+    left_out = [{"file": file.name, "shipped": False, "reason": "no"} for file in FILES if file.is_reduced]
+    written = [artifacts.ROOT / file.path for file in FILES if not file.is_reduced]
+    for path in (*written, artifacts.EXPORT / "reference.safetensors"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"exported")
     for folder in (artifacts.SOURCE_DATASET, artifacts.SOURCE_MODEL):
         write_json(folder / "source.json", {"kind": "url", "source": masked(address)})
     facts = Facts("resnet18", ("a", "b"), Transform(256, 224, (0.5,) * 3, (0.5,) * 3), "finetune", 0, None, "d" * 64)
-    variants = [{"file": "model.onnx", "accuracy": 1.0, "accuracy_drop": 0.0, "error": 0.0, "shipped": True}]
-    sidecar = provenance(load_params(), facts, {"weights_digest": "e" * 64}, variants)
-    card = model_card(facts, sidecar, variants, num_train=1, num_test=1, evaluation=artifacts.evaluate_dir("finetune"))
+    sidecar = provenance(load_params(), facts, {"weights_digest": "e" * 64}, left_out)
+    card = model_card(sidecar, artifacts.evaluate_dir("finetune"), num_train=1, num_test=1)
     assert SECRET not in json.dumps(sidecar)
     assert sidecar["data"]["source"]["source"] == masked(address)
     assert SECRET not in card
@@ -224,7 +226,6 @@ def test_nothing_that_a_run_up_to_the_export_writes_or_says_has_a_secret(tmp_pat
         source = json.loads((project / artifacts.SOURCE_DATASET / "source.json").read_text())["source"]
         assert source == f"http://***@{host}/photos.zip?***"
         assert source in (project / artifacts.EXPORT / "export.json").read_text()
-        assert source in (project / artifacts.EXPORT / "MODEL_CARD.md").read_text()
         check_files(project)
         params = project / "params.yaml"
         params.write_text(params.read_text().replace("photos.zip", "missing.zip"))

@@ -10,11 +10,11 @@ import torch
 
 from stages.check_parity.files import check_files
 from stages.check_parity.images import image_rows
-from stages.check_parity.judge import FAILED, NO_DEVICE, Row
+from stages.check_parity.judge import FAILED, NO_DEVICE, Row, write_table
 from stages.check_parity.latency import latency_rows
 from stages.check_parity.logits import cpu_rows, cuda_rows, torch_rows
+from stages.check_parity.other_runtimes import other_runtime_rows
 from stages.check_parity.subjects import load_subjects
-from stages.check_parity.table import write_table
 from stages.shared import artifacts, cli
 from stages.shared.params import load_params
 from stages.shared.reproducibility import describe_machine
@@ -32,6 +32,7 @@ def main(*options: str) -> None:
     rows += cpu_rows(subjects, models, limits)
     rows += cuda_rows(subjects, models, limits)
     rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
+    rows += other_runtime_rows(artifacts.ROOT, subjects, models, limits["probability"])
     rows += latency_rows(subjects, models, limits, compiled_on_cpu="--compile" in options)
     if "--require-gpu" in options:
         rows = [require_gpu(row) for row in rows]

@@ -1,12 +1,15 @@
-"""Verdicts: one row a claim, and how far from the reference is too far."""
+"""Verdicts: one row a claim, how far from the reference is too far, and the table of all rows."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.shared.metrics import softmax
+from stages.shared.files import write_json, write_text
+from stages.shared.metrics import relative_error, softmax
 
 PASSED, FAILED = "passed", "failed"
 NO_DEVICE = "not run: no CUDA device"
@@ -18,6 +21,7 @@ class Claim:
     precision: str
     subject: str  # the file or checkpoint judged
     check: str  # what is claimed of it
+    batch: int | None = None  # images in a timed run; None where nothing is timed
 
     @property
     def name(self) -> str:
@@ -59,7 +63,7 @@ def distance(logits: np.ndarray, reference: np.ndarray) -> Distance:
     flipped = logits.argmax(1) != reference.argmax(1)
     margins = (ordered[:, -1] - ordered[:, -2])[flipped]
     return Distance(
-        error=float(np.abs(logits - reference).max() / scale),
+        error=relative_error(logits, reference),
         probability=float(np.abs(softmax(logits) - softmax(reference)).max()),
         flips=int(flipped.sum()),
         flip_margin=float(margins.max() / scale) if len(margins) else 0.0,
@@ -106,3 +110,45 @@ def unreadable(claims: Iterable[Claim]) -> list[Row]:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
+
+
+def write_table(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
+    """`path` (JSON, a DVC metric) and the same beside it as Markdown."""
+    counts = Counter(row.verdict.split(":")[0] for row in rows)
+    summary = {"num_passed": counts["passed"], "num_failed": counts["failed"], "num_not_run": counts["not run"]}
+    errors = {row.claim.name: row.max_error for row in rows if row.max_error is not None and row.claim.batch is None}
+    write_json(path, {**summary, **facts, "max_error": errors, "rows": [row.as_dict() for row in rows]})
+    write_text(path.with_suffix(".md"), markdown(rows, summary, facts))
+
+
+def markdown(rows: Sequence[Row], summary: dict[str, int], facts: dict[str, Any]) -> str:
+    claims = [row for row in rows if row.claim.batch is None]
+    timed = [row for row in rows if row.claim.batch is not None]
+    lines = [
+        "# Parity",
+        "",
+        f"{summary['num_passed']} passed, {summary['num_failed']} failed, {summary['num_not_run']} not run. "
+        f"Model `{facts['model_digest']}`. Machine: {', '.join(f'{key} {value}' for key, value in facts['machine'].items())}.",
+        "",
+        "Errors are max |Δlogit| / max |reference logit| against float64 unless the check says otherwise.",
+        "",
+        "| runtime | precision | subject | check | verdict | error | limit | remark |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_claim(row) for row in claims),
+        "",
+        "| runtime | precision | check | verdict | p50 ms | p99 ms | images/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_timing(row) for row in timed),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _claim(row: Row) -> str:
+    error, limit = ("" if value is None else f"{value:.2g}" for value in (row.max_error, row.limit))
+    remark = row.reason.replace("|", "\\|")
+    return f"| {row.claim.runtime} | {row.claim.precision} | {row.claim.subject} | {row.claim.check} | {row.verdict} | {error} | {limit} | {remark} |"
+
+
+def _timing(row: Row) -> str:
+    numbers = " | ".join(str(row.details.get(name, "")) for name in ("p50_ms", "p99_ms", "images_per_second"))
+    return f"| {row.claim.runtime} | {row.claim.precision} | {row.claim.check} | {row.verdict} | {numbers} |"

@@ -1,26 +1,40 @@
 """Rows on speed: how long a batch takes, by runtime; each also shows that the timed path gives the reference's answer."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 
-from stages.check_parity import cuda, sessions
+from stages.check_parity import sessions
 from stages.check_parity.judge import Claim, Row, attempt, distance, judge, not_run, unreadable
-from stages.check_parity.logits import CORE, HALF, INT8, Models, core_of
+from stages.check_parity.logits import Models, core_of, cuda_modes, networks
 from stages.check_parity.subjects import Subjects
+from stages.shared.shipped_files import ShippedFile
 
 BATCHES = (1, 32)
 SECONDS = 0.4  # of timed runs a row
 MIN_RUNS, MAX_RUNS, WARMUPS = 3, 200, 3
 
 Step = Callable[[], None]  # one timed run
+Open = Callable[..., onnxruntime.InferenceSession]
 Timed = tuple[Step, Callable[[], np.ndarray]]  # and the logits (batch, classes) that it left
-Make = Callable[[np.ndarray], Timed]  # for images float32 (batch, 3, crop, crop)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to run the network that is timed."""
+
+    runtime: str
+    precision: str
+    device: str  # cpu or cuda
+    make: Callable[..., Timed]  # of images float32 (batch, 3, crop, crop); for a file, of its network's bytes and them
+    file: ShippedFile | None = None  # None is the checkpoint itself
+    compiles: bool = False  # which takes longer than this stage should, on a CPU
 
 
 def latency_rows(
@@ -28,53 +42,67 @@ def latency_rows(
 ) -> list[Row]:
     """torch and ONNX Runtime in each precision, on the CPU and on CUDA; there also with IO binding and with a CUDA graph."""
     rows = []
-    for runtime, precision, make in _torch_makers(subjects):
-        claims = _claims(runtime, precision, "checkpoint")
-        if runtime == "torch CPU compiled" and not compiled_on_cpu:
+    for contestant in [*_torch_contestants(subjects), *_cpu_contestants(), *_cuda_contestants()]:
+        file, make = contestant.file, contestant.make
+        subject = file.name if file else "checkpoint"
+        claims = [
+            Claim(contestant.runtime, contestant.precision, subject, f"latency, batch {batch}", batch)
+            for batch in BATCHES
+        ]
+        if contestant.device == "cuda" and not sessions.count_devices()[0]:
+            rows += not_run(claims, "no CUDA device")
+        elif contestant.compiles and contestant.device == "cpu" and not compiled_on_cpu:
             rows += not_run(claims, "compiling takes longer than this stage should; add --compile")
-        else:
-            rows += _rows(claims, make, subjects, limits)
-    for runtime, precision, name, make_session in _onnx_makers():
-        claims = _claims(runtime, precision, Path(name).name)
-        if name in models:
-            rows += _rows(claims, partial(make_session, core_of(models[name])), subjects, limits)
-        elif (subject := Path(name).name) in subjects.not_shipped:
-            rows += not_run(claims, "not shipped", subjects.not_shipped[subject])
-        else:
+        elif file and file.name in subjects.not_shipped:
+            rows += not_run(claims, "not shipped", subjects.not_shipped[file.name])
+        elif file and file.path not in models:
             rows += unreadable(claims)
+        else:
+            run = partial(make, core_of(models[file.path])) if file else make
+            rows += [row for claim in claims for row in _timed(claim, run, subjects, limits)]
     return rows
 
 
-def _torch_makers(subjects: Subjects) -> list[tuple[str, str, Make]]:
+def _torch_contestants(subjects: Subjects) -> list[Contestant]:
     return [
-        (f"torch {device.upper()} {how}", "fp32", partial(_torch_run, subjects.model, device, how == "compiled"))
+        Contestant(
+            f"torch {device.upper()}{', compiled' if compiled else ''}",
+            "fp32",
+            device,
+            partial(_torch_run, subjects.model, device, compiled),
+            compiles=compiled,
+        )
         for device in ("cpu", "cuda")
-        for how in ("eager", "compiled")
+        for compiled in (False, True)
     ]
 
 
-def _onnx_makers() -> list[tuple[str, str, str, Callable[[bytes, np.ndarray], Timed]]]:
-    on_cpu = [("ONNX Runtime CPU", precision, name, _cpu_run) for precision, name in (("fp32", CORE), ("int8", INT8))]
-    on_cuda = [
-        (f"ONNX Runtime CUDA{how}", precision, name, partial(run, precision == "tf32"))
-        for precision, name in (("fp32", CORE), ("tf32", CORE), ("fp16", HALF))
+def _cpu_contestants() -> list[Contestant]:
+    files = [file for file in networks() if "cpu" in file.devices]
+    return [Contestant("ONNX Runtime CPU", file.precision, "cpu", _cpu_run, file) for file in files]
+
+
+def _cuda_contestants() -> list[Contestant]:
+    return [
+        Contestant(
+            f"{mode.runtime}{how}",
+            mode.precision,
+            "cuda",
+            partial(
+                run, partial(sessions.cuda_session, tf32=mode.precision == "tf32", channels_last=mode.channels_last)
+            ),
+            mode.file,
+        )
+        for mode in cuda_modes()
         for how, run in (("", _cuda_run), (", IO binding", _bound_run), (", CUDA graph", _graph_run))
     ]
-    return [*on_cpu, *on_cuda]
 
 
-def _claims(runtime: str, precision: str, subject: str) -> list[Claim]:
-    return [Claim(runtime, precision, subject, f"latency, batch {batch}") for batch in BATCHES]
-
-
-def _rows(claims: list[Claim], make: Make, subjects: Subjects, limits: Mapping[str, float]) -> list[Row]:
-    if "CUDA" in claims[0].runtime and not cuda.count_devices()[0]:
-        return not_run(claims, "no CUDA device")
-    return [row for claim in claims for row in _timed(claim, make, subjects, limits)]
-
-
-def _timed(claim: Claim, make: Make, subjects: Subjects, limits: Mapping[str, float]) -> list[Row]:
-    chosen = np.arange(int(claim.check.rsplit(" ", 1)[1])) % len(subjects.images)
+def _timed(
+    claim: Claim, make: Callable[[np.ndarray], Timed], subjects: Subjects, limits: Mapping[str, float]
+) -> list[Row]:
+    assert claim.batch
+    chosen = np.arange(claim.batch) % len(subjects.images)
 
     def rows() -> list[Row]:
         step, answer = make(subjects.images[chosen])
@@ -113,16 +141,16 @@ def _cpu_run(core: bytes, images: np.ndarray) -> Timed:
     return _plain_run(sessions.cpu_session(core), images)
 
 
-def _cuda_run(tf32: bool, core: bytes, images: np.ndarray) -> Timed:
-    return _plain_run(sessions.cuda_session(core, tf32=tf32), images)
+def _cuda_run(opener: Open, core: bytes, images: np.ndarray) -> Timed:
+    return _plain_run(opener(core), images)
 
 
-def _bound_run(tf32: bool, core: bytes, images: np.ndarray) -> Timed:
-    return _fixed_run(sessions.cuda_session(core, tf32=tf32), images)
+def _bound_run(opener: Open, core: bytes, images: np.ndarray) -> Timed:
+    return _fixed_run(opener(core), images)
 
 
-def _graph_run(tf32: bool, core: bytes, images: np.ndarray) -> Timed:
-    return _fixed_run(sessions.cuda_session(core, tf32=tf32, cuda_graph=True), images)
+def _graph_run(opener: Open, core: bytes, images: np.ndarray) -> Timed:
+    return _fixed_run(opener(core, cuda_graph=True), images)
 
 
 def _plain_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Timed:
@@ -152,7 +180,7 @@ def _fixed_run(session: onnxruntime.InferenceSession, images: np.ndarray) -> Tim
 
 def _torch_run(model: torch.nn.Module, device: str, compiled: bool, images: np.ndarray) -> Timed:
     """Input and output stay on the device."""
-    model = model.to(device=device, dtype=torch.float32)
+    model = copy.deepcopy(model).to(device=device, dtype=torch.float32)
     call = (
         torch.compile(model, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
         if compiled

@@ -2,23 +2,23 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from onnx import ModelProto, utils
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from stages.check_parity import cuda, sessions
+from stages.check_parity import sessions
 from stages.check_parity.judge import FAILED, PASSED, Claim, Row, attempt, distance, judge, not_run, unreadable
 from stages.check_parity.subjects import Subjects
 from stages.shared.inference import predict_logits
+from stages.shared.shipped_files import CORE, FILES, LOGITS, NORMALIZED, ShippedFile
 
 BATCH = 32
 NUM_SINGLE = 32  # images that are also run one by one
-CORE, HALF, INT8 = "export/core.onnx", "export/core.fp16.onnx", "export/model.int8.onnx"
 AGREES = "agrees with float64"
 
 Limits = Mapping[str, float]
@@ -32,51 +32,73 @@ def torch_rows(subjects: Subjects, limits: Limits) -> list[Row]:
     rows = attempt(on_cpu, partial(_torch_rows, on_cpu, subjects, "cpu", limits["fp32"]))
     if not torch.cuda.is_available():
         return [*rows, *not_run([on_cuda], "no CUDA device")]
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    rows += attempt(on_cuda, partial(_torch_rows, on_cuda, subjects, "cuda", limits["fp32"]))
-    return rows
+    return [*rows, *attempt(on_cuda, partial(_torch_rows, on_cuda, subjects, "cuda", limits["fp32"]))]
+
+
+def networks() -> list[ShippedFile]:
+    """The files whose networks differ: model.onnx and model.crops.onnx hold core.onnx's."""
+    return [file for file in FILES if file == CORE or file.is_reduced]
 
 
 def cpu_rows(subjects: Subjects, models: Models, limits: Limits) -> list[Row]:
     rows = []
-    for name, precision in ((CORE, "fp32"), (HALF, "fp16"), (INT8, "int8")):
-        claim = Claim("ONNX Runtime CPU", precision, Path(name).name, AGREES)
-        rows += _checked(claim, name, _open_cpu, subjects, models, limits, precision)
+    for file in networks():
+        claim = Claim("ONNX Runtime CPU", file.precision, file.name, AGREES)
+        rows += _checked(claim, file, _open_cpu, subjects, models, limits)
     return rows
 
 
+@dataclass(frozen=True)
+class CudaMode:
+    """One way to run a file on CUDA."""
+
+    file: ShippedFile
+    precision: str  # of the arithmetic: tf32 is float32 with 10 bits in the products
+    channels_last: bool = False
+
+    @property
+    def runtime(self) -> str:
+        return f"ONNX Runtime CUDA{', channels last' if self.channels_last else ''}"
+
+
+def cuda_modes() -> list[CudaMode]:
+    """Each network made for CUDA in its own precision, float32 also with TF32, and each again channels last."""
+    files = [file for file in networks() if "cuda" in file.devices]
+    modes = [CudaMode(file, file.precision) for file in files] + [CudaMode(CORE, "tf32")]
+    return modes + [replace(mode, channels_last=True) for mode in modes]
+
+
 def cuda_rows(subjects: Subjects, models: Models, limits: Limits) -> list[Row]:
-    """CUDA in float32, TF32 and float16, and TensorRT; each with every proof that it ran there."""
-    wanted = [(CORE, "fp32"), (CORE, "tf32"), (HALF, "fp16")]
-    claims = [Claim("ONNX Runtime CUDA", precision, Path(name).name, AGREES) for name, precision in wanted]
-    tensorrt = Claim("ONNX Runtime TensorRT", "fp32", Path(CORE).name, AGREES)
-    count, why = cuda.count_devices()
+    """CUDA in every mode, and TensorRT; each with every proof that it ran there."""
+    modes = cuda_modes()
+    claims = [Claim(mode.runtime, mode.precision, mode.file.name, AGREES) for mode in modes]
+    # TensorRT chooses TF32 kernels where they are faster, so it is held to that limit
+    tensorrt = Claim("ONNX Runtime TensorRT", "tf32", CORE.name, AGREES)
+    count, why = sessions.count_devices()
     if not count:
         return not_run([*claims, tensorrt], "no CUDA device", why)
-    error = cuda.provider_error("cuda")
+    error = sessions.provider_error("cuda")
     if error:
         reason = f"there is a CUDA device, but ONNX Runtime's CUDA provider does not load: {error}"
         return [Row(claim, FAILED, f"{reason}; install onnxruntime-gpu[cuda,cudnn]") for claim in [*claims, tensorrt]]
     rows = []
-    for (name, precision), claim in zip(wanted, claims, strict=True):
-        opener = partial(_open_cuda, tf32=precision == "tf32")
-        rows += _checked(claim, name, opener, subjects, models, limits, precision)
-    error = cuda.provider_error("tensorrt")
+    for mode, claim in zip(modes, claims, strict=True):
+        opener = partial(_open_cuda, tf32=mode.precision == "tf32", channels_last=mode.channels_last)
+        rows += _checked(claim, mode.file, opener, subjects, models, limits)
+    error = sessions.provider_error("tensorrt")
     if error:
         return [*rows, *not_run([tensorrt], "TensorRT's libraries are not installed", error)]
-    # TensorRT chooses TF32 kernels where they are faster
-    return [*rows, *_checked(tensorrt, CORE, _open_tensorrt, subjects, models, limits, "tf32")]
+    return [*rows, *_checked(tensorrt, CORE, _open_tensorrt, subjects, models, limits)]
 
 
 def _checked(
-    claim: Claim, name: str, opener: Open, subjects: Subjects, models: Models, limits: Limits, precision: str
+    claim: Claim, file: ShippedFile, opener: Open, subjects: Subjects, models: Models, limits: Limits
 ) -> list[Row]:
-    if name in models:
-        core, limit = core_of(models[name]), limits[precision]
+    if file.path in models:
+        core, limit = core_of(models[file.path]), limits[claim.precision]
         return attempt(claim, partial(_session_rows, claim, opener, core, subjects, limit, limits["fp32"]))
-    if claim.subject in subjects.not_shipped:
-        return not_run([claim], "not shipped", subjects.not_shipped[claim.subject])
+    if file.name in subjects.not_shipped:
+        return not_run([claim], "not shipped", subjects.not_shipped[file.name])
     return unreadable([claim])
 
 
@@ -101,8 +123,8 @@ def _open_cpu(core: bytes, _profile: Path) -> onnxruntime.InferenceSession:
     return sessions.cpu_session(core)
 
 
-def _open_cuda(core: bytes, profile: Path, *, tf32: bool) -> onnxruntime.InferenceSession:
-    return sessions.cuda_session(core, tf32=tf32, profile=profile)
+def _open_cuda(core: bytes, profile: Path, *, tf32: bool, channels_last: bool) -> onnxruntime.InferenceSession:
+    return sessions.cuda_session(core, tf32=tf32, channels_last=channels_last, profile=profile)
 
 
 def _open_tensorrt(core: bytes, _profile: Path) -> onnxruntime.InferenceSession:
@@ -126,9 +148,17 @@ def _torch_rows(claim: Claim, subjects: Subjects, device: str, limit: float) -> 
 
 
 def core_of(model: ModelProto) -> bytes:
-    """The network alone; of a file with the test transform inside, the part from the normalised images to the logits."""
-    if model.graph.input[0].name == "normalized":
+    """The network alone, from normalised images to logits."""
+    if model.graph.input[0].name == NORMALIZED:
         return model.SerializeToString()
-    ends = {node.name: node for node in model.graph.node}
-    part = utils.Extractor(model).extract_model([ends["normalize"].output[0]], [ends["softmax"].input[0]])
-    return part.SerializeToString()
+    needed: set[str] = {LOGITS}
+    nodes: list[NodeProto] = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output) and NORMALIZED not in node.output:
+            needed.update(node.input)
+            nodes.insert(0, node)
+    ends = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (NORMALIZED, LOGITS))
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    graph = helper.make_graph(nodes, "core", [next(ends)], [next(ends)], tensors)
+    core = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return core.SerializeToString()

@@ -1,70 +1,23 @@
 """The written rule of which nodes ONNX Runtime's CUDA provider can take, so that a machine without a GPU can hold a file to it.
 
-Source: onnxruntime's docs/OperatorKernels.md (CUDAExecutionProvider) and shared/PITFALLS.md 32-33. An operator that is not
-listed here is reported: add it once it has been seen on CUDA.
+Source: onnxruntime's docs/OperatorKernels.md (CUDAExecutionProvider). An operator that is not listed here is reported.
 """
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import ModelProto, NodeProto
+
+from stages.shared.onnx_shapes import shape_values
 
 NEWEST_OPSET = 21  # from 22 on, MaxPool's (and others') newer versions have no CUDA kernel and fall back to the CPU
 
-ON_CUDA = {
-    *(
-        "Add",
-        "AveragePool",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Constant",
-        "Conv",
-        "Div",
-        "Erf",
-        "Exp",
-        "Expand",
-    ),
-    *(
-        "Flatten",
-        "Gather",
-        "Gemm",
-        "GlobalAveragePool",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LayerNormalization",
-        "LRN",
-    ),
-    *(
-        "MatMul",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "Pow",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Resize",
-        "Shape",
-        "Sigmoid",
-    ),
-    *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where", "Gelu", "Not"),
-}
-SHAPE_ARITHMETIC = {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Concat",
-    "Gather",
-    "Slice",
-    "Squeeze",
-    "Unsqueeze",
-    "Reshape",
-    "Cast",
-    "Where",
-    "Range",
-}
+ON_CUDA = set(
+    """
+    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv CumSum Div Erf Exp Expand Flatten Floor Gather
+    Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization LRN MatMul Max MaxPool Mul Not Pad Pow
+    ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze
+    Where
+    """.split()  # noqa: SIM905 (fifty lines of a list would hide the rule)
+)
+SHAPE_ARITHMETIC = set("Add Sub Mul Div Concat Gather Slice Squeeze Unsqueeze Reshape Cast Where Range".split())  # noqa: SIM905
 
 
 def misplaced(model: ModelProto) -> list[str]:
@@ -76,7 +29,7 @@ def misplaced(model: ModelProto) -> list[str]:
             f"opset {opset} is newer than {NEWEST_OPSET}: MaxPool and others fall back to the CPU; set export.opset to 18"
         )
     graph = model.graph
-    from_shape = _computed_from_shapes(graph)
+    from_shape = shape_values(graph)
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ON_CUDA:
             problems.append(f"{node.op_type}: no CUDA kernel is known for it")
@@ -90,15 +43,3 @@ def misplaced(model: ModelProto) -> list[str]:
 def _resizes_nchw(node: NodeProto) -> bool:
     axes = [list(attribute.ints) for attribute in node.attribute if attribute.name == "axes"]
     return not axes or axes[0] == [2, 3]
-
-
-def _computed_from_shapes(graph: GraphProto) -> set[str]:
-    constants = {tensor.name for tensor in graph.initializer} | {""}
-    computed: set[str] = set()
-    for node in graph.node:
-        if node.op_type == "Expand":  # of values to a shape: no longer a shape
-            continue
-        inputs = set(node.input)
-        if node.op_type == "Shape" or (inputs & computed and inputs <= computed | constants):
-            computed.update(node.output)
-    return computed

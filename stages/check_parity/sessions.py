@@ -1,6 +1,12 @@
-"""ONNX Runtime sessions that run where they were told to, or raise."""
+"""ONNX Runtime sessions that run where they were told to, or raise; and whether CUDA can run here at all.
 
+Whether it can is asked of the driver and of the dynamic linker: ONNX Runtime itself only logs and goes on.
+"""
+
+import contextlib
+import ctypes
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +15,44 @@ import numpy as np
 import onnxruntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS_DIR = Path(onnxruntime.__file__).parent / "capi"
+
+
+def count_devices() -> tuple[int, str]:
+    """The driver's count, and why it is 0."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return 0, f"no CUDA driver ({error})"
+    count = ctypes.c_int(0)
+    initialised = driver.cuInit(0)
+    if initialised:
+        return 0, f"cuInit returned {initialised}"
+    counted = driver.cuDeviceGetCount(ctypes.byref(count))
+    return (
+        (count.value, "")
+        if counted == 0 and count.value
+        else (0, f"cuDeviceGetCount returned {counted}, {count.value} devices")
+    )
+
+
+def provider_error(provider: str) -> str:
+    """Why ONNX Runtime's `provider` (cuda, tensorrt) cannot be loaded; empty when it can. Names the missing library."""
+    if not (PROVIDERS_DIR / f"libonnxruntime_providers_{provider}.so").is_file():
+        return f"this onnxruntime ({onnxruntime.__version__}) was built without the {provider} provider; install onnxruntime-gpu[cuda,cudnn]"
+    try:
+        if hasattr(onnxruntime, "preload_dlls"):
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it could not find
+                onnxruntime.preload_dlls()
+        load_library(PROVIDERS_DIR / "libonnxruntime_providers_shared.so")
+        load_library(PROVIDERS_DIR / f"libonnxruntime_providers_{provider}.so")
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def load_library(path: Path) -> None:
+    ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def cpu_session(model: Path | bytes) -> onnxruntime.InferenceSession:
@@ -19,7 +63,12 @@ def cpu_session(model: Path | bytes) -> onnxruntime.InferenceSession:
 
 
 def cuda_session(
-    model: Path | bytes, *, tf32: bool, cuda_graph: bool = False, profile: Path | None = None
+    model: Path | bytes,
+    *,
+    tf32: bool,
+    cuda_graph: bool = False,
+    channels_last: bool = False,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session that may not fall back: neither a node at load, nor the whole session, nor a run.
 
@@ -29,6 +78,7 @@ def cuda_session(
         "use_tf32": str(int(tf32)),
         "cudnn_conv_algo_search": "HEURISTIC",
         "enable_cuda_graph": str(int(cuda_graph)),
+        "prefer_nhwc": str(int(channels_last)),
     }
     session = _strict_session(model, [(CUDA, wanted)], profile)
     check_cuda(session, tf32=tf32)

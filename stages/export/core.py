@@ -4,14 +4,14 @@ import copy
 import warnings
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import ModelProto
 from torch import nn
 
-from stages.export.graph import remove_unused, rename, strip
+from stages.export.graph import clean
 from stages.export.static_shapes import fold_shapes
-
-INPUT, OUTPUT = "normalized", "logits"
+from stages.shared.shipped_files import LOGITS, NORMALIZED
 
 
 class GlobalMean(nn.Module):
@@ -39,8 +39,8 @@ def export_core(model: nn.Module, crop: int, opset: int) -> ModelProto:
                 (torch.zeros(2, 3, crop, crop),),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[NORMALIZED],
+                output_names=[LOGITS],
                 dynamic_shapes=({0: batch},),
                 verbose=False,
             )
@@ -55,14 +55,22 @@ def _finish(core: ModelProto, crop: int, opset: int) -> ModelProto:
     found = {item.domain: item.version for item in core.opset_import}
     if found.get("") != opset:
         raise ValueError(f"torch wrote opset {found}, not the {opset} of export.opset; set export.opset to 18")
-    strip(core)
-    _name_batch(core)
-    fold_shapes(core, INPUT, (3, crop, crop))
-    remove_unused(core)
-    rename(core, {name: f"core_{index}" for index, name in enumerate(_intermediates(core))})
-    for index, node in enumerate(core.graph.node):
+    for value in (*core.graph.input, *core.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    fold_shapes(core, NORMALIZED, (3, crop, crop))
+    return _named_plainly(clean(core))
+
+
+def _named_plainly(core: ModelProto) -> ModelProto:
+    """Nodes and intermediate tensors numbered in their order: the exporter's names differ between versions of torch."""
+    graph = ir.from_proto(core)
+    outputs = set(graph.graph.outputs)
+    for index, node in enumerate(graph.graph):
         node.name = f"core_{index}_{node.op_type}"
-    return core
+        for place, value in enumerate(node.outputs):
+            if value not in outputs:
+                value.name = f"core_{index}" if place == 0 else f"core_{index}_{place}"
+    return ir.to_proto(graph)
 
 
 def _with_global_mean(model: nn.Module) -> nn.Module:
@@ -71,13 +79,3 @@ def _with_global_mean(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
                 setattr(module, name, GlobalMean())
     return model
-
-
-def _name_batch(core: ModelProto) -> None:
-    for value in (*core.graph.input, *core.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-
-
-def _intermediates(core: ModelProto) -> list[str]:
-    outside = {value.name for value in (*core.graph.input, *core.graph.output)}
-    return [name for node in core.graph.node for name in node.output if name and name not in outside]

@@ -9,12 +9,14 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from stages.shared.onnx_shapes import shape_values
+
 BATCHES = (2, 3)
 
 
 def fold_shapes(model: ModelProto, input_name: str, image_shape: tuple[int, ...]) -> None:
     """Replace computed shapes in place. What cannot be folded stays, and the placement rule will name it."""
-    computed = _shape_values(model)
+    computed = shape_values(model.graph)
     if not computed:
         return
     values = _evaluate(model, computed, input_name, image_shape)
@@ -26,20 +28,6 @@ def fold_shapes(model: ModelProto, input_name: str, image_shape: tuple[int, ...]
             nodes.append(node)  # unused from now on, unless something could not be folded
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def _shape_values(model: ModelProto) -> set[str]:
-    """The tensors that depend on the shapes of others, and on constants, alone."""
-    constants = {tensor.name for tensor in model.graph.initializer} | {""}
-    computed: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type == "Expand":  # of values to a shape: no longer a shape
-            continue
-        if node.op_type == "Shape" or (
-            node.input and all(name in computed or name in constants for name in node.input)
-        ):
-            computed.update(node.output)
-    return computed
 
 
 def _evaluate(

@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.export.deploy import IMAGE, PROBABILITIES
 from stages.shared.files import replacing, write_text
+from stages.shared.shipped_files import IMAGE, PROBABILITIES
 
 NAME = "classifier"
 MAX_BATCH = 64
@@ -36,10 +36,17 @@ dynamic_batching {{
   max_queue_delay_microseconds: 2000
 }}
 instance_group [ {{ kind: KIND_AUTO }} ]
-# no TF32: what the server answers is what parity was checked for
+# no TF32, and cuDNN's algorithms by heuristic (an exhaustive search would start again at every new size of a batch): what
+# the server answers is what parity was checked for
 optimization {{
   execution_accelerators {{
-    gpu_execution_accelerator: [ {{ name: "cuda" parameters {{ key: "use_tf32" value: "0" }} }} ]
+    gpu_execution_accelerator: [
+      {{
+        name: "cuda"
+        parameters {{ key: "use_tf32" value: "0" }}
+        parameters {{ key: "cudnn_conv_algo_search" value: "HEURISTIC" }}
+      }}
+    ]
   }}
 }}
 version_policy: {{ latest {{ num_versions: 1 }} }}

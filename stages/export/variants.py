@@ -1,78 +1,205 @@
-"""Which files are shipped: the network in float16 and int8, each only while its accuracy and its logits hold."""
+"""The network in float16 and int8: how each is made, and whether it is good and fast enough to be shipped.
 
-from collections.abc import Callable, Mapping, Sequence
+All is judged on training images. Those that the ranges of the activations were taken from are not among the judged.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 from onnx import ModelProto
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from stages.export.deploy import deployable
-from stages.export.graph import check_and_save
-from stages.export.reduced import half_precision, quantize_int8, run_core
-from stages.shared.checkpoint import Facts
-from stages.shared.metrics import accuracy
+from stages.export.graph import check_and_save, clean
+from stages.shared.metrics import accuracy, relative_error
+from stages.shared.shipped_files import FILES, LOGITS, NORMALIZED, ShippedFile
+
+BATCH = 32
+ROUNDS = 5  # of timed runs, float32 and the variant in turns; the fastest of each counts
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Training images that a variant is judged on."""
+
+    images: np.ndarray  # float32 (n, 3, crop, crop), normalised
+    labels: np.ndarray  # (n,)
+    reference: np.ndarray  # (n, classes), float64 logits of the network as it was trained
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What params.yaml asks of a variant."""
+
+    max_accuracy_drop: float  # top-1, as a fraction
+    max_errors: Mapping[str, float]  # max |Δlogit| / max |reference logit|, by precision
+    min_speedup: float  # against float32, on the device it is made for; 0 asks for nothing
+
+
+def half_precision(core: ModelProto, _images: np.ndarray) -> ModelProto:
+    """Weights and arithmetic in float16; input and output stay float32. Of use on CUDA, on a CPU it is slower."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # some builds leave it out
+
+    copy = ModelProto.FromString(core.SerializeToString())
+    return clean(convert_float_to_float16(copy, keep_io_types=True))
+
+
+def eight_bits(core: ModelProto, images: np.ndarray, *, reduce_range: bool) -> ModelProto:
+    """Static QDQ for CPUs (CUDA has no kernels for it): activations in uint8, weights in int8 per channel.
+
+    Signed activations would be slower than float32. A CPU without VNNI adds pairs of products in 16 bits, which saturate:
+    there, weights of 7 bits (`reduce_range`) are the more exact ones.
+    """
+    logging.getLogger().addFilter(_no_advice)  # to run a pre-processing step that the exporter has already done
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "core.onnx", Path(folder) / "int8.onnx"
+            source.write_bytes(core.SerializeToString())
+            quantize_static(
+                source,
+                target,
+                _Batches(images),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+            return clean(onnx.load(target))
+    finally:
+        logging.getLogger().removeFilter(_no_advice)
+
+
+# The ways to make each precision, by name; the one of the smallest error is taken.
+Maker = Callable[[ModelProto, np.ndarray], ModelProto]
+WAYS: Mapping[str, Mapping[str, Maker]] = {
+    "fp16": {"float16": half_precision},
+    "int8": {
+        "weights of 8 bits": lambda core, images: eight_bits(core, images, reduce_range=False),
+        "weights of 7 bits": lambda core, images: eight_bits(core, images, reduce_range=True),
+    },
+}
 
 
 def ship_variants(
-    folder: Path,
+    root: Path,
     core: ModelProto,
-    facts: Facts,
+    complete: Callable[[ModelProto], ModelProto],
     metadata: Mapping[str, str],
     *,
-    calibration: np.ndarray,  # uint8 (n, crop, crop, 3), training images
-    crops: np.ndarray,  # uint8 (m, crop, crop, 3), training images that were not used for calibration
-    labels: np.ndarray,  # (m,)
-    reference: np.ndarray,  # (m, classes), float64 logits
-    max_drop: float,
-    max_errors: Mapping[str, float],
+    calibration: np.ndarray,  # float32 (m, 3, crop, crop), normalised training images
+    judged: Judged,
+    demands: Demands,
 ) -> list[dict[str, Any]]:
-    """Write each variant whose top-1 drops by at most `max_drop` and whose logits are off by at most `max_errors[file]`.
+    """Write each reduced file that meets `demands` under `root`; return a row on each, with the reason where it does not.
 
-    The error is max |Δlogit| / max |reference logit|, as in check_parity. Returns the numbers of all variants.
+    `complete` makes of a network the file that takes images.
     """
-    full_accuracy = accuracy(reference, labels)
-    makers: Mapping[str, tuple[Callable[[], ModelProto], Callable[[ModelProto], ModelProto]]] = {
-        "core.fp16.onnx": (lambda: half_precision(core), lambda reduced: reduced),
-        "model.int8.onnx": (
-            lambda: quantize_int8(core, calibration, facts.transform.mean, facts.transform.std),
-            lambda reduced: deployable(
-                reduced, facts.transform.resize, facts.transform.crop, facts.transform.mean, facts.transform.std
-            ),
-        ),
-    }
     rows = []
-    for name, (make, complete) in makers.items():
-        (folder / name).unlink(missing_ok=True)
-        row: dict[str, Any] = {"file": name, "accuracy": None, "accuracy_drop": None, "error": None, "shipped": False}
+    for file in FILES:
+        if not file.is_reduced:
+            continue
+        (root / file.path).unlink(missing_ok=True)
+        row: dict[str, Any] = {"file": file.name, "way": None, "accuracy_drop": None, "error": None, "shipped": False}
         try:
-            reduced = make()
-            logits = run_core(reduced, crops, facts.transform.mean, facts.transform.std)
+            way, reduced, logits = _best(file.precision, core, calibration, judged)
         except Exception as cause:  # a converter that does not know an architecture must not stop the export
             rows.append({**row, "reason": f"it could not be made: {' '.join(str(cause).split()):.200}"})
             continue
-        drop = full_accuracy - accuracy(logits, labels)
-        error = float(np.abs(logits - reference).max() / np.abs(reference).max())
-        reason = _why_not(drop, error, max_drop, max_errors[name])
-        numbers = {
-            "accuracy": full_accuracy - drop,
-            "accuracy_drop": drop,
-            "error": error if np.isfinite(error) else None,
-        }
-        rows.append({**row, **numbers, "shipped": not reason, "reason": reason})
-        if rows[-1]["shipped"]:
-            check_and_save(folder / name, complete(reduced), metadata)
+        error = relative_error(logits, judged.reference)
+        drop = accuracy(judged.reference, judged.labels) - accuracy(logits, judged.labels)
+        reason = _why_not(file, drop, error, demands) or _too_slow(file, core, reduced, judged.images, demands)
+        if not reason:
+            check_and_save(root / file.path, complete(reduced) if file.takes == "image" else reduced, metadata)
+        finite = error if np.isfinite(error) else None
+        rows.append(
+            {**row, "way": way, "accuracy_drop": drop, "error": finite, "shipped": not reason, "reason": reason}
+        )
     return rows
 
 
-def _why_not(drop: float, error: float, max_drop: float, max_error: float) -> str:
+def split_evenly(num_images: int, num_calibration: int, num_judged: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to calibrate on and to judge on, disjoint, both spread over all images, so over all classes."""
+    wanted = min(num_calibration + num_judged, num_images)
+    rows = np.unique(np.linspace(0, num_images - 1, wanted).round().astype(int))
+    every = max(2, round((num_calibration + num_judged) / num_calibration))
+    is_calibration = np.arange(len(rows)) % every == 0
+    return rows[is_calibration], rows[~is_calibration]
+
+
+def run_core(core: ModelProto, images: np.ndarray) -> np.ndarray:
+    """Logits (n, classes) of normalised images, by ONNX Runtime on the CPU."""
+    session = _session(core)
+    starts = range(0, len(images), BATCH)
+    return np.concatenate([session.run([LOGITS], {NORMALIZED: images[start : start + BATCH]})[0] for start in starts])
+
+
+def speedup(core: ModelProto, reduced: ModelProto, images: np.ndarray) -> float:
+    """How many times as fast as `core` `reduced` is, on this CPU, with a batch of `images`."""
+    sessions, seconds = [_session(model) for model in (core, reduced)], np.full((ROUNDS, 2), np.inf)
+    for round_ in range(-1, ROUNDS):
+        for place, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.run([LOGITS], {NORMALIZED: images})
+            if round_ >= 0:
+                seconds[round_, place] = time.perf_counter() - start
+    slow, fast = seconds.min(axis=0)
+    return float(slow / fast)
+
+
+def _best(
+    precision: str, core: ModelProto, calibration: np.ndarray, judged: Judged
+) -> tuple[str, ModelProto, np.ndarray]:
+    """The way of the smallest error on this machine, what it makes, and its logits of the judged images."""
+    made = {way: make(core, calibration) for way, make in WAYS[precision].items()}
+    logits = {way: run_core(model, judged.images) for way, model in made.items()}
+    best = min(made, key=lambda way: relative_error(logits[way], judged.reference))
+    return best, made[best], logits[best]
+
+
+def _why_not(file: ShippedFile, drop: float, error: float, demands: Demands) -> str:
     if not np.isfinite(error):
         return "its logits are not finite"
-    if drop > max_drop + 1e-12:
-        return f"top-1 drops by {drop:.4f}, more than export.max_accuracy_drop {max_drop:g}"
-    return f"its logits are off by {error:.3g}, more than parity's {max_error:g}" if error > max_error else ""
+    if drop > demands.max_accuracy_drop + 1e-12:
+        return f"top-1 drops by {drop:.4f}, more than export.max_accuracy_drop {demands.max_accuracy_drop:g}"
+    limit = demands.max_errors[file.precision]
+    return f"its logits are off by {error:.3g}, more than parity's {limit:g}" if error > limit else ""
 
 
-def choose_evenly(num_images: int, limit: int) -> Sequence[int]:
-    """At most `limit` indices spread evenly over all images, so that every class is among them."""
-    return np.unique(np.linspace(0, num_images - 1, min(limit, num_images)).round().astype(int)).tolist()
+def _too_slow(file: ShippedFile, core: ModelProto, reduced: ModelProto, images: np.ndarray, demands: Demands) -> str:
+    if "cpu" not in file.devices or not demands.min_speedup:
+        return ""
+    found = speedup(core, reduced, images[:BATCH])
+    return (
+        f"it is {found:.2f} times as fast as float32 here, export.min_speedup is {demands.min_speedup:g}"
+        if found < demands.min_speedup
+        else ""
+    )
+
+
+def _session(core: ModelProto) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(core.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class _Batches(CalibrationDataReader):
+    """onnxruntime's protocol: one batch a call, None at the end."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        starts = range(0, len(images), BATCH)
+        self.batches: Iterator[dict[str, np.ndarray]] = (
+            {NORMALIZED: images[start : start + BATCH]} for start in starts
+        )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    return "pre-processing" not in record.getMessage()

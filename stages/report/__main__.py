@@ -1,16 +1,17 @@
-"""python -m stages.report: artifacts/report.html, one file that opens offline, and its figures in artifacts/figures/."""
+"""The report stage: artifacts/report.html, one file that opens offline; its figures in artifacts/figures/; MODEL_CARD.md."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.report import figures
+from stages.report.card import model_card
 from stages.report.page import render
-from stages.report.provenance import facts_of, flatten
 from stages.report.runs import Run, read_needed_json, read_run
 from stages.report.summary import summarize
-from stages.report.tables import read_sweeps, read_table
+from stages.report.tables import facts_of, flatten, read_sweeps, read_table
 from stages.shared import artifacts, cli
+from stages.shared.dataset import load_manifest, load_test_pixels
 from stages.shared.files import write_json, write_text
 from stages.shared.params import load_params
 
@@ -33,6 +34,7 @@ def main() -> None:
     )
     write_text(artifacts.REPORT, page)
     write_json(artifacts.METRICS, summarize(runs, artifacts.PARITY))
+    write_text(artifacts.MODEL_CARD, card(params.export.recipe))
     print(f"report: {artifacts.REPORT} ({len(page) / 2**20:.1f} MiB)", flush=True)
 
 
@@ -76,6 +78,16 @@ def provenance(runs: Sequence[Run], params: dict[str, Any]) -> list[tuple[str, l
         ("params.yaml", flatten(params)),
     ]
     return [(title, facts) for title, facts in groups if facts]
+
+
+def card(recipe: str) -> str:
+    manifest = load_manifest(artifacts.MANIFEST)
+    return model_card(
+        read_needed_json(artifacts.EXPORT / "export.json", "export"),
+        artifacts.evaluate_dir(recipe),
+        num_train=len(manifest.train),
+        num_test=len(load_test_pixels(artifacts.TEST_SPLIT)),
+    )
 
 
 def without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

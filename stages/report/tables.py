@@ -1,10 +1,14 @@
-"""Tables that other stages and the sweeps leave behind, whatever their columns."""
+"""Tables and facts that other stages and the sweeps leave behind, whatever their columns and keys."""
 
 import base64
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from masking import masked
 from stages.shared.files import read_json
+
+Fact = tuple[str, Any]
 
 
 def read_table(path: Path) -> dict[str, Any] | None:
@@ -39,3 +43,23 @@ def read_sweeps(folder: Path) -> list[dict[str, Any]]:
             data = base64.b64encode(figure.read_bytes()).decode("ascii") if figure.exists() else None
             sweeps.append({"name": path.name, "table": table, "picture": data and f"data:image/svg+xml;base64,{data}"})
     return sweeps
+
+
+def facts_of(path: Path, keys: Iterable[str] | None = None) -> list[Fact]:
+    """A JSON file's scalars as (dotted key, value), those under `keys` only if given; empty when there is no file."""
+    if not path.exists():
+        return []
+    values = read_json(path)
+    return flatten(values if keys is None else {key: values[key] for key in keys if key in values})
+
+
+def flatten(values: Any, prefix: str = "") -> list[Fact]:
+    """Nested mappings as (dotted key, value); short lists on one line, longer ones as their length; URLs masked."""
+    if isinstance(values, Mapping):
+        return [
+            fact for key, value in values.items() for fact in flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(values, list | tuple):
+        is_short = len(values) <= 12 and not any(isinstance(value, Mapping | list | tuple) for value in values)
+        return [(prefix, ", ".join(map(str, values)) if is_short else f"{len(values)} entries")]
+    return [(prefix, masked(values) if isinstance(values, str) else values)]

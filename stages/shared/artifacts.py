@@ -34,6 +34,7 @@ EXPORT = ROOT / "export"
 PARITY = ROOT / "parity.json"  # beside it parity.md
 REPORT = ROOT / "report.html"
 METRICS = ROOT / "metrics.json"  # the few numbers that DVC compares
+MODEL_CARD = ROOT / "MODEL_CARD.md"
 
 
 def source_weights(weights: str) -> Path:

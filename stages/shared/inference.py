@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
+from stages.shared.metrics import relative_error
 from stages.shared.transforms import Transform, normalize, rescale, rescaling
 
 
@@ -108,4 +109,4 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 def agreement(logits: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """The share of images with the same top-1, and max|difference| / max|reference logit|, of two (n, classes)."""
     same = (logits.argmax(1) == reference.argmax(1)).mean()
-    return float(same), float(np.abs(logits - reference).max() / np.abs(reference).max())
+    return float(same), relative_error(logits, reference)

@@ -165,6 +165,7 @@ class Export(Section):
     recipe: RecipeName
     opset: Annotated[int, Field(ge=18, le=21)]  # at 22 and above MaxPool falls back to the CPU under CUDA
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)]
+    min_speedup: Annotated[float, Field(ge=0, lt=100)]
 
 
 class Parity(Section):

@@ -190,6 +190,12 @@ def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float],
     return rescale(pixels, *rescaling(mean, std, pixels.device), dtype)
 
 
+def network_input(crops: np.ndarray, transform: Transform) -> np.ndarray:
+    """float32 (n, 3, crop, crop), contiguous, of uint8 (n, crop, crop, 3): what an exported network takes."""
+    pixels = torch.from_numpy(np.array(crops)).permute(0, 3, 1, 2)
+    return normalize(pixels, transform.mean, transform.std, torch.float32).contiguous().numpy()
+
+
 def rescaling(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The factor and the summand, (1, 3, 1, 1) each, that normalise 0..255."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, 3, 1, 1)

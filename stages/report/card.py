@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.shared.checkpoint import Facts
 from stages.shared.files import read_json
+from stages.shared.shipped_files import FILES
 
 MAX_MISTAKES = 20
 
@@ -21,44 +21,39 @@ LICENCES = {
 UNKNOWN_LICENCE = "Not known to this pipeline: ask whoever gave you the source weights before you pass the model on."
 
 
-def model_card(
-    facts: Facts,
-    sidecar: Mapping[str, Any],
-    variants: Sequence[Mapping[str, Any]],
-    *,
-    num_train: int,
-    num_test: int,
-    evaluation: Path,
-) -> str:
-    """Markdown. `evaluation` is the evaluate stage's folder; sections without results say so."""
+def model_card(sidecar: Mapping[str, Any], evaluation: Path, *, num_train: int, num_test: int) -> str:
+    """Markdown, of export.json's content and the evaluate stage's folder."""
+    facts = sidecar["facts"]
+    names = facts["class_names"]
     sections = [
-        f"# {facts.architecture}: {' or '.join(facts.class_names) if len(facts.class_names) == 2 else ', '.join(facts.class_names)}",
+        f"# {facts['architecture']}: {' or '.join(names) if len(names) == 2 else ', '.join(names)}",
         _purpose(facts),
         _data(facts, sidecar, num_train, num_test),
         _accuracy(evaluation / "metrics.json"),
         _mistakes(evaluation / "predictions.csv"),
         _limits(facts),
-        _files(variants),
+        _files(sidecar["variants"]),
         "## Licence of the source weights\n\n" + _licence(sidecar),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _purpose(facts: Facts) -> str:
+def _purpose(facts: Mapping[str, Any]) -> str:
+    num_classes, transform = len(facts["class_names"]), facts["transform"]
     return f"""## What it is for
 
-Sorts photos into {len(facts.class_names)} classes: {", ".join(facts.class_names)}. `model.onnx` takes uint8 images
-`[batch, height, width, 3 or 4]` (sRGB, upright, any size) and returns float32 probabilities `[batch, {len(facts.class_names)}]`
-in that order. It resizes to {facts.transform.resize} x {facts.transform.resize} px, cuts the central {facts.transform.crop} x {facts.transform.crop} px and normalises by itself.
-Recipe `{facts.recipe}`, seed {facts.seed}."""
+Sorts photos into {num_classes} classes: {", ".join(facts["class_names"])}. `model.onnx` takes uint8 images
+`[batch, height, width, 3 or 4]` (sRGB, upright, any size) and returns float32 probabilities `[batch, {num_classes}]`
+in that order. It resizes to {transform["resize"]} x {transform["resize"]} px, cuts the central {transform["crop"]} x {transform["crop"]} px and normalises by itself.
+Recipe `{facts["recipe"]}`, seed {facts["seed"]}."""
 
 
-def _data(facts: Facts, sidecar: Mapping[str, Any], num_train: int, num_test: int) -> str:
+def _data(facts: Mapping[str, Any], sidecar: Mapping[str, Any], num_train: int, num_test: int) -> str:
     source, weights = sidecar["data"]["source"] or {}, sidecar["weights"]["source"] or {}
     return f"""## Data
 
 {num_train} training and {num_test} test images from `{source.get("source", "a source that is not recorded")}`
-(digest of the split `{facts.data_digest}`).
+(digest of the split `{facts["data_digest"]}`).
 Source weights: `{weights.get("source", "none")}`."""
 
 
@@ -114,27 +109,29 @@ def _mistakes(predictions_path: Path) -> str:
     return "\n".join(lines)
 
 
-def _limits(facts: Facts) -> str:
+def _limits(facts: Mapping[str, Any]) -> str:
     return f"""## Limits
 
-It answers with one of its {len(facts.class_names)} classes for every picture, also for one that shows none of them; a probability is
+It answers with one of its {len(facts["class_names"])} classes for every picture, also for one that shows none of them; a probability is
 no sign that the picture belongs to the task. Images are squashed to a square and only the centre is looked at: what lies
 at the margins is not seen. The numbers above hold for pictures like the test images, and for no others. It was not tested
 for fairness, robustness to attacks, or any use in which a mistake does harm."""
 
 
 def _files(variants: Sequence[Mapping[str, Any]]) -> str:
+    """What is shipped; the numbers of the reduced ones are of training images that they were not calibrated on."""
+    rows = {row["file"]: row for row in variants}
     lines = [
         "## Files",
         "",
-        "| file | accuracy | drop | largest error of a logit | shipped |",
-        "| --- | --- | --- | --- | --- |",
+        "| file | what it is | made for | drop of top-1 | largest error of a logit | shipped |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for variant in variants:
-        numbers = [variant[name] for name in ("accuracy", "accuracy_drop", "error")]
-        cells = " | ".join("" if value is None else f"{value:.4f}" for value in numbers)
-        shipped = "yes" if variant["shipped"] else f"no: {variant['reason']}"
-        lines.append(f"| `{variant['file']}` | {cells} | {shipped} |")
+    for file in FILES:
+        row = rows.get(file.name, {})
+        numbers = " | ".join("" if row.get(key) is None else f"{row[key]:.4f}" for key in ("accuracy_drop", "error"))
+        shipped = f"no: {row['reason']}" if row.get("reason") else "yes"
+        lines.append(f"| `{file.path}` | {file.purpose} | {', '.join(file.devices)} | {numbers} | {shipped} |")
     return "\n".join(lines)
 
 

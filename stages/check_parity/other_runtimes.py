@@ -1,0 +1,103 @@
+"""Rows on runtimes that are not ours: OpenVINO and onnx's reference evaluator, on whole images, against ONNX Runtime.
+
+A runtime that leaves something out of a graph (an antialiased resize, say) does so without a word; its answers show it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from onnx.reference import ReferenceEvaluator
+from PIL import Image, ImageOps
+
+from stages.check_parity import sessions
+from stages.check_parity.judge import FAILED, PASSED, Claim, Row, attempt, not_run, unreadable
+from stages.check_parity.logits import Models
+from stages.check_parity.subjects import Subjects
+from stages.shared.shipped_files import MODEL
+
+Answer = Callable[[np.ndarray], np.ndarray]  # uint8 (1, height, width, 3 or 4) -> probabilities (1, classes)
+
+NUM_SLOW = 8  # test images for a runtime that takes seconds for one
+AWKWARD = (  # height, width, channels
+    *((1, 1, 3), (1, 1, 4), (2, 2, 3), (1, 640, 3), (640, 1, 4), (3, 2000, 3), (2000, 3, 3), (5, 7, 4), (31, 97, 3)),
+    *((64, 64, 3), (65, 63, 4), (224, 224, 3), (223, 225, 3), (257, 255, 4), (480, 640, 3), (640, 480, 4)),
+    *((333, 1000, 3), (1080, 1920, 3), (2448, 3264, 4), (3000, 4000, 3)),
+)
+
+
+def other_runtime_rows(root: Path, subjects: Subjects, models: Models, limit: float) -> list[Row]:
+    """Agreement over the test split's files, and over awkward images: within `limit` in probability, no top-1 flipped."""
+    rows = []
+    runtimes: list[tuple[str, Callable[[Path], Answer], str, int]] = [
+        ("OpenVINO CPU", _openvino, "openvino", len(subjects.paths)),
+        ("ONNX reference evaluator", _reference_evaluator, "onnx", NUM_SLOW),
+    ]
+    for runtime, opener, package, most in runtimes:
+        photos = Claim(runtime, "fp32", MODEL.name, "agrees with ONNX Runtime on test images")
+        awkward = Claim(runtime, "fp32", MODEL.name, "agrees with ONNX Runtime on awkward images")
+        if find_spec(package) is None:
+            rows += not_run([photos, awkward], f"{package} is not installed")
+        elif MODEL.path not in models:
+            rows += unreadable([photos, awkward])
+        else:
+            step = max(1, len(subjects.paths) // most)
+            paths, path = subjects.paths[::step][:most], root / MODEL.path
+            rows += attempt(photos, partial(_rows, photos, opener, path, map(read_image, paths), limit))
+            rows += attempt(awkward, partial(_rows, awkward, opener, path, awkward_images(), limit))
+    return rows
+
+
+def _rows(
+    claim: Claim, opener: Callable[[Path], Answer], model_path: Path, images: Iterable[np.ndarray], limit: float
+) -> list[Row]:
+    ours, theirs = _onnx_runtime(model_path), opener(model_path)
+    errors, flips = [], 0
+    for image in images:
+        expected, found = ours(image[None]), theirs(image[None])
+        errors.append(float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf"))
+        flips += int(found.argmax() != expected.argmax())
+    error = max(errors)
+    details = {"num_images": len(errors), "top1_flips": flips}
+    if error <= limit and not flips:
+        return [Row(claim, PASSED, "", error, limit, details)]
+    reason = f"probability off by {error:.2g} on image {int(np.argmax(errors))}, limit {limit:g}, {flips} top-1 flipped"
+    return [Row(claim, FAILED, reason, error if np.isfinite(error) else None, limit, details)]
+
+
+def _onnx_runtime(model_path: Path) -> Answer:
+    session = sessions.cpu_session(model_path)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _openvino(model_path: Path) -> Answer:
+    """In float32: left to itself it takes bfloat16 on CPUs that have instructions for it."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(model_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: np.asarray(compiled([images])[0])
+
+
+def _reference_evaluator(model_path: Path) -> Answer:
+    evaluator = ReferenceEvaluator(str(model_path))
+    return lambda images: np.asarray(next(iter(evaluator.run(None, {evaluator.input_names[0]: images}))))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 (height, width, 3 or 4), upright. Both runtimes get the same, so rarer kinds of file need no more care here."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
+
+
+def awkward_images() -> Iterator[np.ndarray]:
+    """uint8 (height, width, 3 or 4): smooth, as photos are, with noise on them; the same in every run."""
+    generator = np.random.default_rng(0)
+    for height, width, channels in AWKWARD:
+        blobs = Image.fromarray(generator.integers(0, 256, (6, 6, channels), dtype=np.uint8))
+        smooth = np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        noise = generator.integers(-12, 13, smooth.shape, dtype=np.int16)
+        yield (smooth + noise).clip(0, 255).astype(np.uint8)
