@@ -70,12 +70,12 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url_of() -> Iterator[Callable[[Path], str]]:
-    """Serve the page with a model; gives its address."""
+def url_of() -> Iterator[Callable[[Path | list[Path]], str]]:
+    """Serve the page with a model or several; gives its address."""
     servers = []
 
-    def start(model: Path) -> str:
-        server = serve.create_server(0, model)
+    def start(models: Path | list[Path]) -> str:
+        server = serve.create_server(0, [models] if isinstance(models, Path) else models)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/"

@@ -1,25 +1,33 @@
-// The page: takes a picture by drop, paste, file or camera, hands it to the worker, shows what comes back.
+// The page: takes pictures by drop, paste, file or camera, hands them to the worker one by one, shows what comes back.
+import { showAnswer, showHeat, showPreview } from "./answer.js";
 import { openCamera } from "./camera.js";
+import { addCard, clearCards, markSelected, toCsv, updateCard } from "./gallery.js";
 
 const TIME_LIMIT = 60_000; // milliseconds for one picture
-const MAX_BARS = 10;
 
 const $ = (id) => document.getElementById(id);
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
+
+/**
+ * A picture of this visit.
+ * @typedef {{file: Blob, name: string, result?: object, error?: string, preview?: ImageBitmap, card?: HTMLElement}} Entry
+ */
 
 let worker = null;
-let classNames = [];
-let ready = false;
+let model = null; // what the worker says of it, once it is ready
 let broken = ""; // why no model can be had, where none can
-let queued = null; // the latest picture, where it came before the worker was free
-let current = null; // the picture the worker is at, or was last
-let timer = null; // set while the worker is at a picture
+let entries = []; // in the order they came
+let queue = []; // [entry, whether only its preview is wanted], those that wait for the worker
+let current = null; // the job the worker is at
+let selected = null; // the entry that is shown large
+let timer = null;
+let numDone = 0; // of the pictures since the worker was last idle
 
 startWorker();
+offerModels();
 
 function startWorker() {
-  ready = false;
-  worker = new Worker(`worker.js${location.search}`, { type: "module" }); // ?backend=webgpu or wasm overrules the choice
+  model = null;
+  worker = new Worker(`worker.js${location.search}`, { type: "module" }); // ?backend=webgpu or wasm, ?model=NAME
   worker.onmessage = ({ data }) => HANDLERS[data.type](data);
   worker.onerror = () => HANDLERS.failed({ message: "This page's scripts did not load. Build it with make web." });
 }
@@ -34,69 +42,119 @@ const HANDLERS = {
       $("loading-bar").removeAttribute("value");
     }
   },
-  ready({ classNames: names, backend, note, bytes }) {
-    classNames = names;
-    ready = true;
-    $("classes").textContent = describeClasses(names);
-    const size = `${(bytes / 1e6).toFixed(1)} MB`;
-    $("backend").textContent = `Runs on ${backend}; the model is ${size}.${note ? ` ${note}; WebAssembly runs it.` : ""}`;
-    if (!$("loading").hidden && !queued) show("waiting");
-    finish();
+  ready(found) {
+    model = found;
+    $("classes").textContent = describeClasses(model.classNames);
+    $("model").textContent = describeModel(model);
+    $("backend").textContent = `Runs on ${model.backend}.${model.note ? ` ${model.note}; WebAssembly runs it.` : ""}`;
+    $("always-label").hidden = !Object.keys(model.thresholds).length;
+    if (!$("loading").hidden && !queue.length) show("waiting");
+    runNext();
   },
   failed({ message }) {
     broken = message;
+    queue = [];
     fail("The model is not ready", broken);
   },
-  result({ probabilities, width, height, preview, decodeMs, runMs }) {
-    stopTimer();
-    draw(preview);
-    showBars(probabilities);
-    const backend = $("backend").textContent.match(/^Runs on ([^;]*)/)[1];
-    const times = `decoded in ${Math.ceil(decodeMs)} ms, classified in ${Math.ceil(runMs)} ms`;
-    $("facts").textContent = `${width} × ${height} pixels, ${times} by ${backend}`;
-    show("result");
-    finish();
+  step({ text }) {
+    $("progress-text").textContent = `${current[0].name || "The picture"}: ${text}`;
+  },
+  preview({ preview }) {
+    const entry = finish();
+    entry.preview = preview;
+    if (selected === entry) showPreview(entry);
+    runNext();
+  },
+  result({ preview, ...result }) {
+    const entry = finish();
+    Object.assign(entry, { result, preview, error: undefined });
+    updateCard(entry, model, $("always").checked);
+    select(entry);
+    runNext();
   },
   error({ message }) {
-    stopTimer();
-    fail(noAnswer(), message);
-    finish();
+    const entry = finish();
+    entry.error = message;
+    updateCard(entry, model, $("always").checked);
+    select(entry);
+    runNext();
   },
 };
 
-function classify(file) {
+/** Takes pictures in; each becomes a card of the grid, which is shown from the second on. */
+function take(files) {
   if (broken) return fail("The model is not ready", broken);
-  queued = file;
-  document.body.dataset.state = "busy";
-  runQueued();
+  for (const file of files) {
+    const entry = { file, name: file.name ?? "" };
+    entries.push(entry);
+    queue.push([entry, false]);
+    addCard(entry, () => select(entry));
+  }
+  $("gallery").hidden = entries.length < 2;
+  runNext();
 }
 
-function runQueued() {
-  if (!ready || timer || !queued) return;
-  [current, queued] = [queued, null];
-  worker.postMessage({ file: current });
+function runNext() {
+  const waiting = queue.filter(([, previewOnly]) => !previewOnly).length;
+  if (current || !model || !queue.length) {
+    if (!queue.length && !current) numDone = 0;
+    if (queue.length && !model) document.body.dataset.state = "busy";
+    if (!queue.length && !current) $("progress").hidden = true;
+    return;
+  }
+  current = queue.shift();
+  const [{ file, name }, previewOnly] = current;
+  if (!previewOnly) document.body.dataset.state = "busy";
+  $("waiting").hidden = true;
+  $("progress").hidden = previewOnly;
+  $("progress-text").textContent = name;
+  $("progress-bar").max = numDone + waiting;
+  if (numDone + waiting > 1) $("progress-bar").value = numDone;
+  else $("progress-bar").removeAttribute("value");
+  worker.postMessage({ file, previewOnly });
   timer = setTimeout(() => {
     worker.terminate();
-    stopTimer();
-    fail(noAnswer(), `The picture took longer than ${TIME_LIMIT / 1000} seconds and was stopped.`);
+    HANDLERS.error({ message: `The picture took longer than ${TIME_LIMIT / 1000} seconds and was stopped.` });
     startWorker();
   }, TIME_LIMIT);
 }
 
-function stopTimer() {
+/** The worker is free again; gives the entry it was at. */
+function finish() {
   clearTimeout(timer);
-  timer = null;
+  const [entry] = current;
+  current = null;
+  numDone += 1;
+  $("progress").hidden = true;
+  return entry;
 }
 
-/** Goes on to a picture that came meanwhile. */
-function finish() {
-  if (queued) document.body.dataset.state = "busy";
-  runQueued();
+function select(entry) {
+  if (selected && selected !== entry) selected.preview = undefined; // memory: the large ones of all would not fit
+  selected = entry;
+  markSelected(entry);
+  if (entry.error) return fail(entry.name ? `No answer for ${entry.name}` : "No answer", entry.error);
+  if (!entry.result) return;
+  $("caption").textContent = entry.name;
+  $("caption").hidden = !entry.name;
+  $("heat").hidden = !entry.result.heatmap;
+  $("drop").hidden = true;
+  if (entry.preview) showPreview(entry);
+  else queue.unshift([entry, true]);
+  showAnswer(entry.result, model, $("always").checked);
+  show("result");
+  if (!entry.preview) runNext();
 }
 
 function describeClasses(names) {
   if (names.length > 6) return `The model knows ${names.length} classes.`;
   return `The model tells ${new Intl.ListFormat("en", { type: "conjunction" }).format(names)} apart.`;
+}
+
+function describeModel({ name, architecture, recipe, date, bytes, digest }) {
+  const when = date && `of ${new Intl.DateTimeFormat("en", { dateStyle: "long", timeStyle: "short" }).format(new Date(date))}`;
+  const facts = [architecture, recipe, when, `${(bytes / 1e6).toFixed(1)} MB`, digest && `weights ${digest.slice(0, 8)}`];
+  return `${name}: ${facts.filter(Boolean).join(", ")}.`;
 }
 
 function show(part) {
@@ -111,58 +169,53 @@ function fail(title, message) {
   show("error");
 }
 
-const noAnswer = () => (current.name ? `No answer for ${current.name}` : "No answer");
-
 function showDropZone() {
   $("drop").hidden = false;
-  $("preview").hidden = true;
+  $("preview").hidden = $("caption").hidden = $("heat").hidden = true;
 }
 
-function draw(bitmap) {
-  const canvas = $("preview");
-  canvas.width = bitmap.width;
-  canvas.height = bitmap.height;
-  canvas.getContext("bitmaprenderer").transferFromImageBitmap(bitmap);
-  $("drop").hidden = true;
-  canvas.hidden = false;
+async function offerModels() {
+  const names = await fetch("models.json").then((response) => (response.ok ? response.json() : []), () => []);
+  const chosen = new URLSearchParams(location.search).get("model") ?? names[0];
+  $("models").replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
+  $("models-label").hidden = names.length < 2;
 }
 
-function showBars(probabilities) {
-  const ranked = probabilities.map((value, index) => [value, classNames[index]]).sort(([a], [b]) => b - a);
-  const [best, name] = ranked[0];
-  $("verdict").replaceChildren(span("name", name), " ", span("value", percent(best)));
-  $("bars").replaceChildren(...ranked.slice(0, MAX_BARS).map(([value, label]) => bar(value, label)));
-}
-
-function bar(value, label) {
-  const item = document.createElement("li");
-  const track = span("track", "");
-  const fill = span("fill", "");
-  fill.style.width = `${100 * value}%`;
-  track.append(fill);
-  item.append(span("label", label), span("value", percent(value)), track);
-  item.dataset.name = label;
-  item.dataset.probability = value;
-  return item;
-}
-
-function span(className, content) {
-  const element = document.createElement("span");
-  element.className = className;
-  element.textContent = content;
-  return element;
-}
-
-function takeFirst(files) {
-  const file = [...files].find(({ type }) => type.startsWith("image/")) ?? files[0];
-  if (file) classify(file);
-}
-
+$("models").addEventListener("change", ({ target }) => {
+  const words = new URLSearchParams(location.search);
+  words.set("model", target.value);
+  location.search = words;
+});
 $("file").addEventListener("change", ({ target }) => {
-  takeFirst(target.files);
+  take([...target.files]);
   target.value = ""; // so that choosing the same file again is a change too
 });
-document.addEventListener("paste", ({ clipboardData }) => takeFirst(clipboardData.files));
+$("always").addEventListener("change", ({ target }) => {
+  for (const entry of entries) updateCard(entry, model, target.checked);
+  if (selected?.result && !$("result").hidden) showAnswer(selected.result, model, target.checked);
+});
+$("heat").addEventListener("click", ({ target }) => {
+  const pressed = target.getAttribute("aria-pressed") !== "true";
+  target.setAttribute("aria-pressed", pressed);
+  showHeat(pressed);
+});
+$("csv").addEventListener("click", () => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([toCsv(entries, model, $("always").checked)], { type: "text/csv" }));
+  link.download = "answers.csv";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});
+$("clear").addEventListener("click", () => {
+  entries = [];
+  queue = [];
+  selected = null;
+  clearCards();
+  $("gallery").hidden = true;
+  showDropZone();
+  if (model && !current) show("waiting");
+});
+document.addEventListener("paste", ({ clipboardData }) => take([...clipboardData.files]));
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   $("frame").classList.add("over");
@@ -173,12 +226,18 @@ document.addEventListener("dragleave", ({ relatedTarget }) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("frame").classList.remove("over");
-  if (event.dataTransfer.files.length) takeFirst(event.dataTransfer.files);
+  if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
   else fail("No answer", "That was a link, not a file. Save the picture first, or copy and paste it.");
 });
 $("camera").addEventListener("click", async () => {
+  const onOpen = () => {
+    showDropZone();
+    $("drop").hidden = true;
+    if (model) show("waiting"); // an older picture's answer must not stand beside the live one
+  };
+  const onClose = () => (selected ? select(selected) : showDropZone());
   try {
-    await openCamera({ onPicture: classify, onOpen: () => ($("drop").hidden = $("preview").hidden = true), onClose: showDropZone });
+    await openCamera({ onPicture: (picture) => take([picture]), onOpen, onClose });
   } catch (error) {
     fail("No camera", error.message);
   }

@@ -1,25 +1,28 @@
 """Serve the page on 127.0.0.1: its own files and the model, by an explicit list, and nothing else.
 
-    python consumers/web/serve.py [--port 8000] [--model artifacts/model.onnx]
+    python consumers/web/serve.py [--port 8000] [--model artifacts/model.onnx [more.onnx …]]
 
 Every answer carries a policy under which the page can reach no other host, and the isolation that WebAssembly threads
 need. A request under another host's name is refused, so that no foreign site can read the model by DNS rebinding.
 """
 
 import argparse
+import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parents[1] / "artifacts" / "model.onnx"
 
 PAGE = (
-    *("index.html", "style.css", "icon.svg", "app.js", "camera.js", "worker.js", "decode.js", "image-file.js"),
-    *("webp-orientation.js", "model.js", "onnx-metadata.js"),
+    *("index.html", "style.css", "icon.svg", "app.js", "answer.js", "gallery.js", "decision.js", "camera.js"),
+    *("worker.js", "decode.js", "image-file.js", "webp-orientation.js", "model.js", "onnx-metadata.js"),
     *("dist/ort.wasm.min.mjs", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm"),
     *("dist/ort.webgpu.min.mjs", "dist/ort-wasm-simd-threaded.asyncify.mjs"),
     "dist/ort-wasm-simd-threaded.asyncify.wasm",
@@ -51,7 +54,13 @@ HEADERS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the page that runs the model in a browser.")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free port (default: 8000)")
-    parser.add_argument("--model", type=Path, default=MODEL, help="the ONNX file (default: artifacts/model.onnx)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        nargs="+",
+        default=[MODEL],
+        help="ONNX files to choose from (default: artifacts/model.onnx)",
+    )
     arguments = parser.parse_args()
     if not (HERE / "dist").is_dir():
         raise SystemExit(f"error: {HERE / 'dist'}: not built; run `npm run build` in {HERE}")
@@ -66,10 +75,21 @@ def main() -> None:
         print()
 
 
-def create_server(port: int, model: Path) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 that answers for the page's files and for `model`, which it opens anew for each request."""
-    files = {f"/{name}": HERE / name for name in PAGE} | {"/": HERE / "index.html", "/model.onnx": model}
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, files))
+def create_server(port: int, models: Sequence[Path]) -> ThreadingHTTPServer:
+    """A server on 127.0.0.1 that answers for the page's files and for `models`, which it opens anew for each request."""
+    named = name_models(models)
+    files = {f"/{name}": HERE / name for name in PAGE} | {"/": HERE / "index.html", "/model.onnx": models[0]}
+    files |= {f"/models/{quote(name, safe='')}": path for name, path in named.items()}
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, files, json.dumps(list(named)).encode()))
+
+
+def name_models(models: Sequence[Path]) -> dict[str, Path]:
+    """Their files' names; of two alike the later ones are numbered."""
+    named: dict[str, Path] = {}
+    for path in models:
+        alike = sum(other.name == path.name for other in named.values())
+        named[f"{path.name} ({alike + 1})" if alike else path.name] = path
+    return named
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -77,28 +97,38 @@ class Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = 60  # seconds a silent client may hold a thread
 
-    def __init__(self, files: dict[str, Path], *arguments: object) -> None:
-        self.files = files
+    def __init__(self, files: dict[str, Path], names: bytes, *arguments: object) -> None:
+        self.files, self.names = files, names  # names of the models, as JSON
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").partition(":")[0] not in ("127.0.0.1", "localhost"):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return
+        if self.path == "/models.json":
+            self.start(len(self.names), "application/json")
+            self.wfile.write(b"" if self.command == "HEAD" else self.names)
+            return
         path = self.files.get(self.path.partition("?")[0])
         if path is None or not path.is_file():
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         with path.open("rb") as file:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", TYPES.get(path.suffix, "application/octet-stream"))
-            self.send_header("Content-Length", str(path.stat().st_size))
-            self.end_headers()
+            state = path.stat()
+            self.start(state.st_size, TYPES.get(path.suffix, "application/octet-stream"), state.st_mtime)
             if self.command == "GET":
                 with suppress(ConnectionError):  # the reader has gone
                     shutil.copyfileobj(file, self.wfile, 2**20)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def start(self, length: int, kind: str, changed: float | None = None) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(length))
+        if changed is not None:
+            self.send_header("Last-Modified", self.date_time_string(changed))
+        self.end_headers()
 
     def end_headers(self) -> None:
         for name, value in HEADERS.items():

@@ -7,22 +7,29 @@ const PREVIEW_SIDE = 1024; // pixels, longest side
 
 let model = null;
 
-self.onmessage = async ({ data: { file } }) => {
+self.onmessage = async ({ data: { file, previewOnly } }) => {
+  const say = (text) => self.postMessage({ type: "step", text });
   try {
+    say("decoding …");
     const started = performance.now();
     const image = await decode(file);
-    const decoded = performance.now();
-    const probabilities = await model.run(image);
-    const finished = performance.now();
-    const preview = await scaleDown(image.canvas);
     const { width, height } = image;
-    const times = { decodeMs: decoded - started, runMs: finished - decoded };
-    self.postMessage({ type: "result", probabilities, width, height, preview, ...times }, [preview]);
+    if (previewOnly) return sendPreview({ type: "preview" }, image);
+    const decoded = performance.now();
+    say(`${((width * height) / 1e6).toFixed(1)} megapixels, classifying …`);
+    const answer = await model.run(image);
+    const times = { decodeMs: decoded - started, runMs: performance.now() - decoded };
+    await sendPreview({ type: "result", ...answer, width, height, ...times }, image);
   } catch (error) {
     const message = error instanceof ImageError ? error.message : `The image could not be classified: ${error.message}`;
     self.postMessage({ type: "error", message });
   }
 };
+
+async function sendPreview(message, { canvas }) {
+  const preview = await scaleDown(canvas);
+  self.postMessage({ ...message, preview }, [preview]);
+}
 
 function scaleDown(canvas) {
   const scale = Math.min(1, PREVIEW_SIDE / Math.max(canvas.width, canvas.height));
@@ -35,10 +42,10 @@ function scaleDown(canvas) {
 }
 
 try {
-  const wanted = new URLSearchParams(self.location.search).get("backend");
-  model = await loadModel(wanted, (loaded, total) => self.postMessage({ type: "progress", loaded, total }));
-  const { classNames, backend, note, bytes } = model;
-  self.postMessage({ type: "ready", classNames, backend, note, bytes });
+  const words = new URLSearchParams(self.location.search);
+  const onProgress = (loaded, total) => self.postMessage({ type: "progress", loaded, total });
+  model = await loadModel(words.get("model"), words.get("backend"), onProgress);
+  self.postMessage({ type: "ready", ...model.facts });
 } catch (error) {
   self.postMessage({ type: "failed", message: error.message });
 }
