@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from stages.shared import artifacts
 from stages.shared.cli import run
-from stages.shared.dataset import TrainSplit, load_manifest, load_test_pixels, load_train_split
-from stages.shared.feature_extraction import compute_features, fixed_crops
+from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_test_pixels, load_train_split
+from stages.shared.feature_extraction import compute_features
 from stages.shared.files import replacing
 from stages.shared.model import build_model, head_module, head_parameters, load_source
 from stages.shared.params import load_params
@@ -56,8 +56,8 @@ def load_network(architecture: str, weights: Path, crop: int) -> tuple[nn.Module
 
 def train_chunks(split: TrainSplit, transform: Transform) -> Iterator[np.ndarray]:
     """The training images under the test transform, uint8 (at most CHUNK, crop, crop, 3) at a time."""
-    for rows in torch.arange(len(split)).split(CHUNK):
-        yield fixed_crops(split, rows, transform.resize, transform.crop).pixels
+    for start in range(0, len(split), CHUNK):
+        yield fixed_crops(split, range(start, min(start + CHUNK, len(split))), transform)
 
 
 def test_chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:

@@ -5,14 +5,13 @@ import pytest
 import torch
 
 from stages.shared.dataset import TrainSplit
-from stages.shared.feature_extraction import fixed_crops
 from stages.shared.model import build_model, freeze_through, head_parameters, trainable_tail
 from stages.shared.optimization import Optimization, param_groups
 from stages.shared.reproducibility import Execution
 from stages.shared.sampling import Augmentation, Sampling, plan_epoch
 from stages.shared.training import fit
 from stages.shared.transforms import Transform, resize_center_crop
-from stages.train.unaugmented import without_augmentation
+from stages.train.unaugmented import cropped, without_augmentation
 
 CROP, CPU = 64, torch.device("cpu")
 TRANSFORM = Transform(72, CROP, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -58,7 +57,7 @@ def train(model, head, split, features, precision):
 def test_a_head_trained_on_features_equals_one_trained_through_the_frozen_backbone(split, architecture):
     chosen = torch.tensor([0, 2, 3, 5, 6, 7, 9])
     slow, head = frozen_model(architecture)
-    crops = fixed_crops(split, chosen, 72, CROP)
+    crops = cropped(split, chosen, TRANSFORM)
     expected = train(slow, head, crops, None, torch.float64)
 
     fast, head = frozen_model(architecture)
@@ -106,7 +105,7 @@ def test_where_more_than_the_head_trains_there_are_no_features():
 
 
 def test_fixed_crops_are_the_test_transform_of_each_image_without_its_canvas(split):
-    crops = fixed_crops(split, torch.tensor([4, 1]), 72, CROP)
+    crops = cropped(split, torch.tensor([4, 1]), TRANSFORM)
     height, width = split.sizes[4]
     assert np.array_equal(crops.pixels[0], resize_center_crop(split.pixels[4, :height, :width], 72, CROP))
     assert crops.labels.tolist() == [0, 1]

@@ -10,14 +10,15 @@ preprocess/
   manifest.json     class names, sizes, and the training rows' source files, labels and digests, in row order
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from stages.shared.files import read_json, write_json
-from stages.shared.transforms import Transform
+from stages.shared.transforms import Transform, resize_center_crop
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,16 @@ def place(image: np.ndarray, canvas: np.ndarray, size: np.ndarray) -> None:
     assert max(height, width) <= len(canvas), f"image {height}x{width} on a canvas of {len(canvas)}"
     canvas[:height, :width] = image
     size[:] = height, width
+
+
+def fixed_crops(split: TrainSplit, rows: Iterable[int], transform: Transform) -> np.ndarray:
+    """These training images as the test transform cuts them, uint8 (n, crop, crop, 3)."""
+    chosen = list(rows)
+    crops = np.empty((len(chosen), transform.crop, transform.crop, 3), dtype=np.uint8)
+    for crop, row in zip(crops, tqdm(chosen, desc="test crops", disable=None, leave=False), strict=True):
+        height, width = split.sizes[row]
+        crop[:] = resize_center_crop(split.pixels[row, :height, :width], transform.resize, transform.crop)
+    return crops
 
 
 def load_train_split(folder: Path) -> TrainSplit:

@@ -3,23 +3,12 @@
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from stages.shared.dataset import TrainSplit
 from stages.shared.image_source import image_source
 from stages.shared.model import train_mode
 from stages.shared.reproducibility import Execution
 from stages.shared.sampling import Draws, batches
-from stages.shared.transforms import Transform, resize_center_crop
-
-
-def fixed_crops(split: TrainSplit, chosen: torch.Tensor, resize: int, crop: int) -> TrainSplit:
-    """The images `chosen` (n,) of `split` as the test transform cuts them: pixels (n, crop, crop, 3) uint8."""
-    pixels = np.empty((len(chosen), crop, crop, 3), dtype=np.uint8)
-    for row, i in enumerate(tqdm(chosen.tolist(), desc="test crops", disable=None, leave=False)):
-        height, width = split.sizes[i]
-        pixels[row] = resize_center_crop(split.pixels[i, :height, :width], resize, crop)
-    return TrainSplit(pixels, np.full((len(chosen), 2), crop, dtype=np.int32), np.asarray(split.labels)[chosen.numpy()])
+from stages.shared.transforms import Transform
 
 
 @torch.no_grad()

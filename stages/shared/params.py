@@ -155,6 +155,10 @@ class Runtime(Section):
     save_every: Annotated[float, Field(ge=0, lt=1e6)]
 
 
+class Inspect(Section):
+    leaks: Literal["drop", "keep"]
+
+
 class Evaluate(Section):
     calibration_bins: Annotated[int, Field(ge=1, le=1000)]
     bootstrap_samples: Annotated[int, Field(ge=10, le=10**6)]
@@ -186,6 +190,7 @@ class Params(Section):
     base_recipe: Recipe  # no stage reads it: the YAML anchor that the recipes start from
     train: Annotated[dict[RecipeName, Recipe], Field(min_length=1)]
     runtime: Runtime
+    inspect: Inspect
     evaluate: Evaluate
     export: Export
     parity: Parity

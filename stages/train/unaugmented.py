@@ -2,11 +2,12 @@
 
 import time
 
+import numpy as np
 import torch
 from torch import nn
 
-from stages.shared.dataset import TrainSplit
-from stages.shared.feature_extraction import compute_features, fixed_crops
+from stages.shared.dataset import TrainSplit, fixed_crops
+from stages.shared.feature_extraction import compute_features
 from stages.shared.model import trainable_tail
 from stages.shared.reproducibility import Execution
 from stages.shared.transforms import Transform
@@ -25,7 +26,7 @@ def without_augmentation(
 
     The images are the test crops of those `chosen` (n,) of `split`, in that order.
     """
-    crops = fixed_crops(split, chosen, transform.resize, transform.crop)
+    crops = cropped(split, chosen, transform)
     tail = trainable_tail(model, head)
     if tail is None:
         return model, crops, None
@@ -33,3 +34,10 @@ def without_augmentation(
     features = compute_features(model, tail, crops.pixels, transform, batch_size, execution)
     print(f"features of {len(features)} images computed once, in {time.perf_counter() - start:.1f} s", flush=True)
     return nn.Sequential(tail, nn.Flatten(1)), crops, features
+
+
+def cropped(split: TrainSplit, chosen: torch.Tensor, transform: Transform) -> TrainSplit:
+    """The images `chosen` (n,) of `split`, as the test transform cuts them, as a split of their own."""
+    pixels = fixed_crops(split, chosen.tolist(), transform)
+    sizes = np.full((len(chosen), 2), transform.crop, dtype=np.int32)
+    return TrainSplit(pixels, sizes, np.asarray(split.labels)[chosen.numpy()])

@@ -1,0 +1,1 @@
+"""Look at the data: near-duplicates, wrong labels, and the folds that validation uses."""

@@ -1,0 +1,201 @@
+"""Near-duplicates are found and different pictures are not, wrong labels are named, and folds keep what belongs together."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from safetensors.numpy import save_file
+
+from stages.inspect import __main__ as inspect
+from stages.inspect.duplicates import find_pairs
+from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, choose_num_folds, group_images
+from stages.inspect.labels import find_wrong_labels
+from stages.inspect.structure import structure_of
+from stages.shared import artifacts
+from stages.shared.dataset import Entry, Manifest, TestFile, pack_canvas, save_manifest, save_test_files
+from stages.shared.files import read_json
+from stages.shared.transforms import Transform, resize_center_crop
+from synthetic_images import TARGET_CLASSES, draw_target
+from tests.experiment import write_params
+
+TRANSFORM = Transform(110, 96, (0.5,) * 3, (0.5,) * 3)
+
+
+def photo(index: int) -> Image.Image:
+    return Image.fromarray(draw_target(TARGET_CLASSES[index % 2], index, 0, 128))
+
+
+def recompressed(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=30)
+    return Image.open(file).convert("RGB")
+
+
+def cropped(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    return image.crop((0, height // 10, width - width // 10, height))
+
+
+def recoloured(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) * [0.7, 1.0, 1.2] + 10).clip(0, 255).astype(np.uint8))
+
+
+CHANGES = {
+    "resized": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "recompressed": recompressed,
+    "cropped": cropped,
+    "mirrored": ImageOps.mirror,
+    "recoloured": recoloured,
+    "gray": lambda image: image.convert("L").convert("RGB"),
+}
+
+
+def crop_of(image: Image.Image) -> np.ndarray:
+    return resize_center_crop(np.asarray(image), TRANSFORM.resize, TRANSFORM.crop)
+
+
+def describe(crops: np.ndarray) -> np.ndarray:
+    """A stand-in for a network's features: the picture in 12 x 12."""
+    return crops[:, ::8, ::8].reshape(len(crops), -1).astype(np.float32)
+
+
+def pairs_among(images: list[Image.Image]):
+    crops = np.stack([crop_of(image) for image in images])
+    return find_pairs(structure_of(crops), describe(crops), describe(crops[:, :, ::-1]))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_is_found_and_nothing_else(change):
+    originals = [photo(index) for index in range(24)]
+    found = pairs_among([*originals, *(CHANGES[change](image) for image in originals[:6])])
+    assert {(pair.first, pair.second) for pair in found} == {(index, 24 + index) for index in range(6)}
+    assert all(pair.mirrored == (change == "mirrored") for pair in found)
+
+
+def test_blank_images_are_no_duplicates_of_each_other():
+    blank = [Image.new("RGB", (60, 40), color) for color in ("white", "black", "#123456", "red")]
+    assert pairs_among([*blank, photo(0), photo(1)]) == []
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+def test_few_images_are_no_trouble(num_images):
+    assert pairs_among([photo(index) for index in range(num_images)]) == []
+
+
+# --- folds ---
+
+
+GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=2, max_size=60)
+
+
+@given(GROUPS, st.randoms(use_true_random=False))
+def test_folds_keep_groups_together_and_depend_on_contents_alone(groups, random):
+    rows = [
+        (label, f"{number:03} {copy}", number) for number, (label, size) in enumerate(groups) for copy in range(size)
+    ]
+    shuffled = random.sample(rows, len(rows))
+    dealt = []
+    for order in (rows, shuffled):
+        labels, digests, numbers = zip(*order, strict=True)
+        folds = assign_folds(np.array(labels), digests, np.array(numbers), [])
+        assert all(len({f for f, n in zip(folds, numbers, strict=True) if n == number}) == 1 for number in set(numbers))
+        dealt.append(dict(zip(digests, folds.tolist(), strict=True)))
+    assert dealt[0] == dealt[1]
+    assert set(dealt[0].values()) == set(range(min(choose_num_folds(len(rows)), len(groups))))
+
+
+@given(st.lists(st.integers(0, 3), min_size=20, max_size=300))
+def test_single_images_are_dealt_evenly_class_by_class(labels):
+    labels = np.array(labels)
+    folds = assign_folds(labels, [f"{row:04}" for row in range(len(labels))], np.arange(len(labels)), [])
+    for label in set(labels.tolist()):
+        counts = np.bincount(folds[labels == label], minlength=folds.max() + 1)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_images_left_out_have_no_fold_and_their_near_duplicates_keep_theirs():
+    groups = group_images(6, [(0, 1), (1, 2)])
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+    folds = assign_folds(np.array([0, 0, 0, 1, 1, 1]), list("abcdef"), groups, [1])
+    assert folds[1] == LEFT_OUT
+    assert folds[0] == folds[2] != LEFT_OUT
+
+
+def test_a_class_that_would_be_left_without_an_image_is_named():
+    with pytest.raises(ValueError, match="class b: every training image shows a picture of the test split"):
+        check_classes(np.array([0, 1, 0]), [1], ("a", "b"))
+
+
+# --- labels ---
+
+
+def test_confident_contradictions_are_flagged_surest_first():
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    wrong = [5, 17, 40]
+    given = labels.copy()
+    given[wrong] = (labels[wrong] + 1) % 3
+    sure = 0.75 + 0.2 * generator.random(60)
+    probabilities = np.where(np.eye(3)[labels] == 1, sure[:, None], (1 - sure[:, None]) / 2)
+    issues = find_wrong_labels(probabilities, given, np.arange(60))
+    assert sorted(issue.row for issue in issues) == wrong
+    assert all(issue.given == given[issue.row] and issue.proposed == labels[issue.row] for issue in issues)
+    assert [issue.confidence for issue in issues] == sorted((issue.confidence for issue in issues), reverse=True)
+
+
+# --- the stage ---
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """Forty training and ten test pictures, one of which is in training too, mirrored; no test labels."""
+    monkeypatch.chdir(tmp_path)
+    write_params(Path(), {})
+    train, test = [photo(index) for index in range(40)], [photo(100 + index) for index in range(10)]
+    train[7] = ImageOps.mirror(test[3])
+    pixels, sizes = pack_canvas([np.asarray(image) for image in train], 128)
+    for folder, arrays in {
+        artifacts.TRAIN_SPLIT: {"pixels": pixels, "sizes": sizes, "labels": np.arange(40) % 2},
+        artifacts.TEST_SPLIT: {"pixels": np.stack([crop_of(image) for image in test])},
+    }.items():
+        folder.mkdir(parents=True)
+        for name, values in arrays.items():
+            np.save(folder / f"{name}.npy", values)
+    entries = tuple(Entry(f"train/{row}.png", row % 2, f"{row:064}") for row in range(40))
+    save_manifest(artifacts.MANIFEST, Manifest(TARGET_CLASSES, "d" * 64, TRANSFORM, 128, 128, entries))
+    save_test_files(artifacts.TEST_SPLIT, [TestFile(f"test/{row}.png", "e" * 64) for row in range(10)])
+    artifacts.FEATURES.mkdir(parents=True)
+    crops = np.stack([crop_of(image) for image in train])
+    features = {"crop": describe(crops), "mirror": describe(crops[:, :, ::-1])}
+    save_file(features, artifacts.FEATURES / "train.safetensors")
+    save_file({"crop": describe(np.load(artifacts.TEST_SPLIT / "pixels.npy"))}, artifacts.FEATURES / "test.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("leaks", ["drop", "keep"])
+def test_a_leak_is_reported_in_a_pair_and_taken_out_of_training_unless_told_otherwise(project, leaks):
+    write_params(Path(), {"inspect.leaks": leaks})
+    inspect.main()
+    report = read_json(artifacts.INSPECTION / "report.json")
+    (leak,) = report["leaks"]
+    assert (leak["train"], leak["test"], leak["mirrored"]) == ("train/7.png", "test/3.png", True)
+    assert 0 <= leak["distance"] < 0.4
+    folds = np.load(artifacts.INSPECTION / "folds.npz")["fold"]
+    assert folds.dtype == np.int64
+    assert folds.shape == (40,)
+    assert np.flatnonzero(folds == LEFT_OUT).tolist() == ([7] if leaks == "drop" else [])
+    assert report["left_out"] == (leaks == "drop")
+    assert set(np.delete(folds, 7)) == set(range(10))
+    assert all(set(issue) == {"file", "given", "proposed", "confidence"} for issue in report["label_issues"])
+
+
+def test_two_runs_write_the_same_bytes(project):
+    outputs = []
+    for _ in range(2):
+        inspect.main()
+        outputs.append({path.name: path.read_bytes() for path in artifacts.INSPECTION.iterdir()})
+    assert outputs[0] == outputs[1]
