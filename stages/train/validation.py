@@ -11,8 +11,7 @@ from scipy import stats
 from torch import nn
 
 from stages.shared.calibration import fit_temperature
-from stages.shared.dataset import TrainSplit
-from stages.shared.feature_extraction import fixed_crops
+from stages.shared.dataset import TrainSplit, fixed_crops
 from stages.shared.files import replacing
 from stages.shared.inference import predict_logits
 from stages.shared.metrics import wilson_interval
@@ -86,7 +85,7 @@ def predict_rows(
 ) -> np.ndarray:
     """float32 logits (n, classes) of the training images `rows` (n,) under the test transform."""
     chunks = torch.from_numpy(rows).split(CHUNK)
-    crops = (fixed_crops(split, chunk, transform.resize, transform.crop).pixels for chunk in chunks)
+    crops = (fixed_crops(split, chunk.tolist(), transform) for chunk in chunks)
     return np.concatenate([predict_logits(model, pixels, transform, device=device) for pixels in crops])
 
 
