@@ -1,12 +1,14 @@
 """How a stage ends: each kind of error as one line and its own exit code; what is a defect keeps its traceback."""
 
 import errno
+import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
 from stages.shared.cli import TransientError, run
+from tests.experiment import ROOT
 
 
 def failing(error: BaseException) -> Callable[..., None]:
@@ -23,6 +25,13 @@ def test_main_gets_the_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch
     assert words == ["finetune", "--fast"]
 
 
+def test_too_many_words_are_a_usage_and_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.compare", "finetune"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "usage: python -m stages.compare\n")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -30,6 +39,10 @@ def test_main_gets_the_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch
         (
             OSError(errno.ENOSPC, "No space left on device", "artifacts/x.npy"),
             "error: artifacts/x.npy: No space left on device; make room or mend the permissions, then run again",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "artifacts/x.npy"),
+            "error: artifacts/x.npy: no such file; run the stages before this one: dvc repro",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "artifacts"),

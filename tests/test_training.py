@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stages.shared import training
 from stages.shared.checkpoint import digest
 from stages.shared.dataset import TrainSplit
 from stages.shared.model import build_model, head_parameters
@@ -104,25 +105,81 @@ def test_training_learns(split):
     assert history[-1].train_loss < history[0].train_loss / 2
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_resumed_run_equals_an_undisturbed_one(split, tmp_path, momentum):
+def interrupt_after_two(name, done, epochs):
+    if done.epoch == 2:
+        raise KeyboardInterrupt
+    return ""
+
+
+INGREDIENTS = [
+    {},
+    {"momentum": 0.9},
+    {"optimizer": "adamw", "loss": "mean"},
+    {
+        "momentum": 0.9, "ema": 0.9, "schedule": "cosine", "warmup": 0.2, "layer_decay": 0.8, "batch_norm": "frozen",
+        "label_smoothing": 0.1, "class_weights": (0.5, 1.5), "mixup": 0.2, "color": 0.3, "crop_scale": (0.5, 1.0),
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", INGREDIENTS, ids=lambda how: " ".join(how)[:20] or "book")
+def test_a_resumed_run_equals_an_undisturbed_one(split, tmp_path, monkeypatch, how):
+    """Interrupted after its second epoch of three, whatever the recipe is made of."""
     undisturbed, head = model_and_head()
-    expected = train(undisturbed, head, split, epochs=3, momentum=momentum)
+    expected = train(undisturbed, head, split, epochs=3, **how)
 
     resume_path = tmp_path / "resume.pt"
     interrupted, head = model_and_head()
-    train(interrupted, head, split, epochs=2, momentum=momentum, resume_path=resume_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "describe", interrupt_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted, head, split, epochs=3, resume_path=resume_path, **how)
     fresh, head = model_and_head()
-    history = train(fresh, head, split, epochs=3, momentum=momentum, resume_path=resume_path)
+    history = train(fresh, head, split, epochs=3, resume_path=resume_path, **how)
 
     assert digest(fresh) == digest(undisturbed)
     assert [epoch.train_loss for epoch in history] == [epoch.train_loss for epoch in expected]
 
 
+def test_a_resume_file_is_written_no_more_often_than_asked(split, tmp_path):
+    """Writing one takes longer than a short epoch."""
+    train(*model_and_head(), split, epochs=2, save_every=3600.0, resume_path=tmp_path / "resume.pt")
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(split):
+    model, head = model_and_head()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, head, split, batch_norm="frozen")
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {name for name in before if "running_" in name or "num_batches" in name}
+
+
+def test_a_mean_loss_is_a_sum_over_the_full_batch(split):
+    """At a rate as many times as high, with weight decay to match: every image weighs alike, in the tail of 4 too."""
+    runs = [model_and_head() for _ in range(2)]
+    train(*runs[0], split, loss="mean", lr=0.016, weight_decay=0.001, precision=torch.float64)
+    train(*runs[1], split, loss="sum", lr=0.002, weight_decay=0.008, precision=torch.float64)
+    for a, b in zip(runs[0][0].state_dict().values(), runs[1][0].state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_average_of_the_weights_is_what_training_ends_with(split):
+    last, averaged = model_and_head(), model_and_head()
+    train(*last, split)
+    train(*averaged, split, ema=0.5)
+    weights = [model.state_dict()["fc.weight"] for model, _ in (last, averaged)]
+    assert not torch.equal(*weights)
+    assert torch.allclose(*weights, atol=0.1)
+
+
 def test_a_loss_that_is_not_finite_stops_with_recipe_epoch_step_and_lr(split, tmp_path):
     model, head = model_and_head()
     resume_path = tmp_path / "resume.pt"
-    with pytest.raises(ValueError, match=r"finetune: the loss is nan in epoch 1 at step [23], at lr 1e\+30, 1e\+31"):
+    with pytest.raises(
+        ValueError,
+        match=r"finetune: the loss is nan in epoch 1 at step [23], at lr 1e\+30, 1e\+31: lower its lr in params",
+    ):
         train(model, head, split, lr=1e30, resume_path=resume_path, name="finetune")
     assert not resume_path.exists()
 

@@ -1,7 +1,7 @@
 """One image file, whatever its format and mode, as upright 8-bit RGB; or an `UnusableError` that names the file and says why.
 
 The rules, which consumers/predict.py follows too: the content decides the format, not the name; EXIF orientation is
-applied; transparency is laid on white; 16-bit values are divided by 257 (their high byte); of an animation the first
+applied; transparency is laid on white; of 16-bit values the high byte is taken; of an animation the first
 frame is taken; nothing truncated is filled up.
 """
 

@@ -1,5 +1,6 @@
 """How a stage ends: bad input is one line on stderr and exit 1; a fault worth retrying is exit 75."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -12,9 +13,16 @@ class TransientError(Exception):
 def run(main: Callable[..., None]) -> None:
     """Call `main` with the command line's words; turn errors meant for people into messages and exit codes."""
     try:
+        inspect.signature(main).bind(*sys.argv[1:])
+    except TypeError:
+        words = " ".join(f"<{name}>" for name in inspect.signature(main).parameters)
+        raise SystemExit(f"usage: python -m {_module()} {words}".rstrip()) from None
+    try:
         main(*sys.argv[1:])
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error.filename}: no such file; run the stages before this one: dvc repro") from None
     except OSError as error:  # the disk is full, a folder is read-only, …
         where = f"{error.filename}: " if error.filename else ""
         raise SystemExit(
@@ -23,3 +31,9 @@ def run(main: Callable[..., None]) -> None:
     except TransientError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(os.EX_TEMPFAIL) from None
+
+
+def _module() -> str:
+    """The name by which `python -m` runs this stage."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
+from stages.shared.memory import with_fitting_batch
 from stages.shared.metrics import relative_error
 from stages.shared.transforms import Transform, normalize, rescale, rescaling
 
@@ -28,27 +29,36 @@ def predict_logits(
 ) -> np.ndarray:
     """Run a copy of `model` in eval mode over uint8 (n, height, width, 3) pixels; returns float32 (n, classes).
 
-    `precision` float64 computes and returns double precision (the reference), bfloat16 computes under autocast.
+    `precision` float64 computes and returns double precision (the reference), bfloat16 computes under autocast. Where memory
+    does not take `batch_size` images, fewer are computed at a time.
     """
     dtype = torch.float64 if precision == torch.float64 else torch.float32
     model = copy.deepcopy(model).to(device, dtype).to(memory_format=torch.channels_last).eval()
-    logits = []
-    with without_tf32():
-        for start in range(0, len(pixels), batch_size):
-            batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
+
+    def run(size: int) -> torch.Tensor:
+        logits = []
+        for start in range(0, len(pixels), size):
+            batch = torch.from_numpy(np.array(pixels[start : start + size])).to(device).permute(0, 3, 1, 2)
             images = normalize(batch, transform.mean, transform.std, dtype)
-            if precision == torch.bfloat16:
-                with torch.autocast(device.type, torch.bfloat16):
-                    logits.append(model(images).float())
-            else:
-                logits.append(model(images))
-    return torch.cat(logits).to("cpu", torch.float32 if dtype != torch.float64 else torch.float64).numpy()
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                logits.append(model(images).to(dtype))
+        return torch.cat(logits).cpu()
+
+    with without_tf32():
+        return with_fitting_batch(run, batch_size).numpy()
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """float32 that is float32 on CUDA too, where convolutions would take TF32's 10 bits by default."""
-    backends: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    """Compute float32 in float32 on CUDA too, where convolutions would take TF32's 10 bits by default; puts the settings back.
+
+    cuDNN's recurrent layers are set along: torch refuses to read its older `allow_tf32` while they differ from convolutions.
+    """
+    backends: tuple[Any, ...] = (
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        torch.backends.cudnn.rnn,
+        torch.backends.cuda.matmul,
+    )
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"

@@ -37,11 +37,6 @@ class Execution:
         return ("graph" if self.device.type == "cuda" else "eager") if self.step == "auto" else self.step
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory: torch has a class of its own for the device; for the host's only the allocator's words."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -18,6 +18,7 @@ from stages.shared.capture import captured
 from stages.shared.dataset import TrainSplit
 from stages.shared.distributed import average_batch_norm, rank_and_world_size, sum_over_devices
 from stages.shared.image_source import image_source
+from stages.shared.memory import is_out_of_memory
 from stages.shared.model import train_mode
 from stages.shared.optimization import (
     AverageWeights,
@@ -26,7 +27,7 @@ from stages.shared.optimization import (
     make_optimizer,
     state_tensors,
 )
-from stages.shared.reproducibility import Execution, is_out_of_memory
+from stages.shared.reproducibility import Execution
 from stages.shared.resume import ResumeFile
 from stages.shared.sampling import Draws, Sampling, batches, dropout_seed, plan_epoch
 from stages.shared.steps import NONE_BAD, Totals, training_step

@@ -115,8 +115,12 @@ def choose_recipe(params: Params, name: str) -> Recipe:
 
 
 def choose_start(params: Params, recipe: Recipe) -> Start:
+    source = artifacts.source_weights(params.model.weights) if recipe.init == "pretrained" else None
+    if source and not source.exists():
+        before = "pretrain" if params.model.weights == "synthetic" else "download model"
+        raise ValueError(f"{source}: no such file; run python -m stages.{before}, or dvc repro")
     return Start(
-        source=artifacts.source_weights(params.model.weights) if recipe.init == "pretrained" else None,
+        source=source,
         head_rows=class_rows(recipe.head) if isinstance(recipe.head, list) else {},
         head=None,
         freeze=recipe.freeze,
