@@ -1,14 +1,16 @@
 """A step replayed from a CUDA graph trains as the step itself. On a CPU, with stand-ins for CUDA's graphs."""
 
+import numpy as np
 import pytest
 import torch
 
 from stages.shared import capture
 from stages.shared.capture import captured
-from stages.shared.image_source import stream_batches
+from stages.shared.inference import batches_on_device, batches_on_host
 from stages.shared.optimization import Optimization, make_optimizer, param_groups
 from stages.shared.sampling import Augmentation, Draws, batches, plan_epoch
 from stages.shared.steps import Totals, training_step
+from stages.shared.streaming import stream_batches
 from tests.fake_graphs import FakeGraphs
 from tests.test_steps import draws_of, make_step
 
@@ -140,7 +142,18 @@ def test_a_streamed_batch_is_copied_while_the_step_before_computes(graphs):
     fetch, block = stream_batches(host, 3, CPU)
     for batch in (draws_of(5, 0, 2), draws_of(1, 4), draws_of(3, 3, 0)):
         graphs.calls.clear()
-        fetch(batch)
+        fetch(batch.index)
         assert torch.equal(block[: len(batch.index)], host[batch.index])
         copy = ["host waits", "enter side", "side waits", "record on side", "leave side"]
         assert graphs.calls == [*copy, "main waits", "record on main"]
+
+
+def test_the_fast_evaluations_batches_are_the_same_on_the_device_and_on_the_host(graphs):
+    pixels = np.arange(11 * 2 * 2 * 3, dtype=np.uint8).reshape(11, 2, 2, 3)
+    streamed, copied = (
+        [batch[:size].clone() for batch, size in share(pixels, 4, CPU)]
+        for share in (batches_on_device, batches_on_host)
+    )
+    assert [len(batch) for batch in streamed] == [4, 4, 3]
+    assert torch.equal(torch.cat(streamed), torch.cat(copied))
+    assert torch.equal(torch.cat(copied), torch.from_numpy(pixels))

@@ -22,6 +22,7 @@ from stages.shared import image_source as source
 from stages.shared.dataset import TrainSplit
 from stages.shared.distributed import launch
 from stages.shared.inference import agreement, fast_predictor, predict_logits
+from stages.shared.reproducibility import choose_precision
 from stages.shared.sampling import Draws, batches, plan_epoch
 from stages.shared.transforms import Transform, crop_each, rescale, rescaling
 from tests.exported_project import copied_project, exported_project
@@ -165,7 +166,8 @@ def test_float32_logits_are_those_of_float64(device: torch.device) -> None:
 def test_the_fast_evaluation_agrees_with_the_exact_one(device: torch.device) -> None:
     """In batches of 4 with a tail, and with more images than fit at once."""
     model, pixels = make_model(QUICK.crop).eval(), noise(11)
-    fast = fast_predictor(model, TRANSFORM, device=device, batch_size=4, compiled=device.type == "cuda")
+    settings = {"device": device, "precision": choose_precision("auto", device)}
+    fast = fast_predictor(model, TRANSFORM, **settings, batch_size=4, compiled=device.type == "cuda")
     exact = predict_logits(model, pixels, TRANSFORM, device=device)
     for some in (pixels, pixels[:3], pixels):
         assert agreement(fast(some), exact[: len(some)])[1] < 3e-2

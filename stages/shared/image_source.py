@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from stages.shared.sampling import Draws
+from stages.shared.streaming import stream_batches
 from stages.shared.transforms import (
     Transform,
     choose_taps,
@@ -58,7 +59,9 @@ def image_source(
     )
     fetch, block = stream_batches(host, num_rows, device)
     position = torch.arange(num_rows, device=device)
-    return fetch, augmented(lambda draws: cut(block, position[: len(draws.index)], draws), scale_and_shift)
+    return lambda draws: fetch(draws.to_cut().index), augmented(
+        lambda draws: cut(block, position[: len(draws.index)], draws), scale_and_shift
+    )
 
 
 def augmented(images: Images, scale_and_shift: tuple[torch.Tensor, torch.Tensor]) -> Images:
@@ -114,34 +117,3 @@ def crop_on_device(
         )
     )
     return lambda source, rows, draws: gather(source, rows, *choose(draws.boxes, draws.flips))
-
-
-def stream_batches(host: torch.Tensor, num_rows: int, device: torch.device) -> tuple[Fetch, torch.Tensor]:
-    """Copy each batch's pixels to the device while the step before still computes; returns `fetch` and the block that it fills.
-
-    Two pinned buffers and two on the device take turns: the copy from the host runs on a stream of its own. The block stays
-    where it is, because a captured step reads from a fixed place; filling it from the device's buffer takes microseconds.
-    """
-    shape = (num_rows, *host.shape[1:])
-    pinned = [torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
-    arrived = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(2)]
-    block = torch.empty(shape, dtype=torch.uint8, device=device)
-    copies, taken = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
-    stream, turn = torch.cuda.Stream(device), 0
-
-    def fetch(draws: Draws) -> None:
-        nonlocal turn
-        index, i = draws.to_cut().index, turn % 2
-        turn += 1
-        copies[i].synchronize()  # the host may fill this buffer again
-        torch.index_select(host, 0, index, out=pinned[i][: len(index)])
-        with torch.cuda.stream(stream):
-            stream.wait_event(taken[i])
-            arrived[i][: len(index)].copy_(pinned[i][: len(index)], non_blocking=True)
-            copies[i].record(stream)
-        steps = torch.cuda.current_stream(device)
-        steps.wait_event(copies[i])
-        block[: len(index)].copy_(arrived[i][: len(index)])
-        taken[i].record(steps)
-
-    return fetch, block

@@ -14,6 +14,7 @@ from torch.fx.proxy import TraceError
 
 from stages.shared.memory import with_fitting_batch
 from stages.shared.metrics import relative_error
+from stages.shared.streaming import stream_batches
 from stages.shared.transforms import Transform, normalize, rescale, rescaling
 
 
@@ -89,22 +90,31 @@ def fast_predictor(
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         return folded(rescale(pixels.permute(0, 3, 1, 2), scale, shift, precision)).float()
 
-    # One shape only: the last batch is padded below.
+    # One shape only: the last batch is padded.
     run = torch.compile(forward, dynamic=False) if compiled else forward
 
     @torch.inference_mode()
     def predict(pixels: np.ndarray) -> np.ndarray:
-        # At once where the device has the room; else, from a memory map that may be larger than memory, batch by batch.
-        at_once = device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 2
-        size = len(pixels) if at_once else batch_size
-        blocks = (torch.from_numpy(np.array(pixels[i : i + size])).to(device) for i in range(0, len(pixels), size))
-        logits = []
-        for share in (share for block in blocks for share in block.split(batch_size)):
-            batch = F.pad(share, (0, 0, 0, 0, 0, 0, 0, batch_size - len(share)))
-            logits.append(run(batch)[: len(share)])
+        share = batches_on_device if device.type == "cuda" else batches_on_host
+        logits = [run(batch)[:size] for batch, size in share(pixels, batch_size, device)]
         return torch.cat(logits).cpu().numpy()
 
     return predict
+
+
+def batches_on_host(pixels: np.ndarray, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
+    """Batches of `batch_size` images and how many of them count, copied one by one out of a map that may be larger than memory."""
+    for start in range(0, len(pixels), batch_size):
+        share = torch.from_numpy(np.array(pixels[start : start + batch_size]))
+        yield F.pad(share, (0, 0, 0, 0, 0, 0, 0, batch_size - len(share))), len(share)
+
+
+def batches_on_device(pixels: np.ndarray, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
+    """The same, always in one place on the device: the next batch is on its way while this one is computed."""
+    fetch, block = stream_batches(torch.from_numpy(pixels), batch_size, device)
+    for index in torch.arange(len(pixels)).split(batch_size):
+        fetch(index)
+        yield block, len(index)
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
