@@ -304,6 +304,10 @@ def load_model(path: Path, provider: str, with_features: bool = False) -> Model:
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         takes = ", ".join(f"{value.name}: {value.type} {value.shape}" for value in inputs)
         raise UsageError(f"{path}: takes {takes}, expected one uint8 [batch, height, width, 3 or 4]; use model.onnx")
+    if side is not None and isinstance(inputs[0].shape[1], int):
+        raise UsageError(
+            f"{path}: takes crops of {inputs[0].shape[1:3]}, cut by its caller; use model.onnx for pictures"
+        )
     if not probabilities.shape or probabilities.shape[-1] != len(class_names):
         raise UsageError(f"{path}: {len(class_names)} class names for outputs {probabilities.shape}; export it again")
     outputs = (probabilities.name, *({"familiarity", metadata.get("features", "")} & set(found)))

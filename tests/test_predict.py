@@ -183,6 +183,7 @@ def test_missing_and_unfit_models_are_refused(photo: Path, tmp_path: Path, capsy
         (tmp_path / "none.onnx", "no such model"),
         (tmp_path / "text.onnx", "cannot be loaded"),
         (export / "core.onnx", "expected one uint8"),
+        (export / "model.crops.onnx", "takes crops of [64, 64]"),
     ):
         assert predict.main([str(photo), "--model", str(path)]) == 2
         assert f"error: {path}: {reason}" in " ".join(capsys.readouterr().err.split())[: len(str(path)) + 200].replace(
