@@ -244,17 +244,27 @@ def test_links_inside_a_folder_are_followed_and_those_that_leave_are_refused() -
         copy_folder(folder, Path("copy"))
 
 
-@pytest.mark.parametrize("kind", ["broken", "loop", "fifo", "folder"])
-def test_what_is_no_file_is_refused_without_hanging(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("broken", r"odd: a link that leads nowhere, or back to itself; delete the link$"),
+        ("loop", r"odd: a link that leads nowhere, or back to itself; delete the link$"),
+        ("endless", r"odd: a link that leads to a folder that it lies in; delete the link$"),
+        ("fifo", r"odd: no file but a device; delete it"),
+        ("folder", r"odd: a link to a folder; delete the link, or copy the folder with `cp -rL`"),
+    ],
+)
+def test_what_is_no_file_is_refused_without_hanging_and_with_advice_that_helps(kind: str, advice: str) -> None:
     folder = make_folder("set")
     odd = folder / "train/odd"
     if kind == "fifo":
         os.mkfifo(odd)
     else:
         odd.symlink_to(
-            {"broken": "nothing", "loop": "odd", "folder": "hotdog"}[kind], target_is_directory=kind == "folder"
+            {"broken": "nothing", "loop": "odd", "endless": "..", "folder": "hotdog"}[kind],
+            target_is_directory=kind in ("endless", "folder"),
         )
-    with pytest.raises(ValueError, match=r"odd: not a file"):
+    with pytest.raises(ValueError, match=advice):
         copy_folder(folder, Path("copy"))
 
 

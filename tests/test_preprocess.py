@@ -326,7 +326,7 @@ def test_unusable_files_are_skipped_counted_and_named(project):
     (IMAGES / "test/not/late.bmp").write_bytes(b"BM")
     (IMAGES / "train/hot/bomb.ppm").write_bytes(b"P6 60000 60000 255 ")
     (IMAGES / "README.md").write_text("about")
-    (IMAGES / "val" / "hot").mkdir(parents=True)
+    (IMAGES / "extra" / "hot").mkdir(parents=True)
     (IMAGES / "train/loose.png").write_bytes(b"")
     main()
     result = report()
@@ -334,7 +334,7 @@ def test_unusable_files_are_skipped_counted_and_named(project):
     assert [Path(text.split(": ")[0]).name for text in result["names"]["corrupt"]] == ["late.bmp", "cut.png"]
     assert "notes.txt: content is none of JPEG" in result["names"]["not_image"][0]
     assert "bomb.ppm: holds more than 67,108,864 pixels" in result["names"]["too_large"][0]
-    assert result["names"]["outside_classes"] == ["README.md", "train/loose.png", "val"]
+    assert result["names"]["outside_classes"] == ["README.md", "extra", "train/loose.png"]
     assert result["train"] == {"images": 6, "classes": {"hot": 3, "not": 3}}
 
 
@@ -431,8 +431,8 @@ def test_fewer_than_two_classes_are_refused(project, folders):
 def test_one_split_without_the_other_is_refused(project, present, absent):
     for name in ("hot", "not"):
         draw(f"{present}/{name}/0.png", noise(0))
-    (IMAGES / "val").mkdir()
-    with pytest.raises(ValueError, match=rf"has {present}/ but not its counterpart \(folders: .*val\); give both"):
+    (IMAGES / "extra").mkdir()
+    with pytest.raises(ValueError, match=rf"has {present}/ but not its counterpart \(folders: .*extra.*\); give both"):
         main()
 
 
@@ -553,3 +553,57 @@ def test_a_handful_of_real_photos_goes_through(project):
         transform = T.Compose([T.PILToTensor(), T.Resize([RESIZE, RESIZE], antialias=True), T.CenterCrop(CROP)])
         expected = transform(Image.open(IMAGES / entry.path).convert("RGB")).permute(1, 2, 0)
         assert torch.equal(torch.from_numpy(pixels.copy()), expected)
+
+
+# --- the folders' names ---
+
+
+def draw_folders(*names):
+    for number, name in enumerate(names):
+        for label in ("hot", "not"):
+            for i in range(2):
+                draw(f"{name}/{label}/{i}.png", noise([number, label == "hot", i]))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("training", "testing"), ("TRAINING", "eval"), ("train", "Validation"), ("Training", "dev")],
+)
+def test_usual_names_of_the_splits_are_understood_in_any_case(project, train, test):
+    draw_folders(train, test)
+    main()
+    assert all(path.startswith(f"{train}/") for path in load_manifest(MANIFEST).train_paths)
+    assert all(file.path.startswith(f"{test}/") for file in load_test_files(TEST_SPLIT))
+    assert load_manifest(MANIFEST).class_names == ("hot", "not")
+    assert report()["split_folders"] == {"train": {train: 4}, "test": {test: 4}}
+
+
+def test_a_validation_folder_stands_in_for_a_missing_test_and_says_so(project, capsys):
+    draw_folders("train", "val")
+    main()
+    assert report()["remarks"] == ["val/ serves as the test split, for there is no test/"]
+    assert "val/ serves as the test split" in capsys.readouterr().out
+
+
+def test_validation_photos_are_trained_on_and_counted_by_folder(project):
+    draw_folders("train", "valid", "test")
+    shutil.rmtree(IMAGES / "valid" / "not")  # a validation folder may lack a class
+    main()
+    assert report()["split_folders"] == {"train": {"train": 4, "valid": 2}, "test": {"test": 4}}
+    assert report()["skipped"]["outside_classes"] == 0
+    assert report()["remarks"] == ["valid/ is part of training, whose folds are what recipes are validated on"]
+    assert "valid/hot/0.png" in load_manifest(MANIFEST).train_paths
+
+
+def test_two_folders_for_one_split_are_refused(project):
+    draw_folders("train", "Training", "test")
+    with pytest.raises(ValueError, match="Training and train both mean the training split; put one into the other"):
+        main()
+
+
+def test_a_class_may_be_called_train(project):
+    for name in ("bus", "train"):
+        for i in range(3):
+            draw(f"{name}/{i}.png", noise([name == "bus", i]))
+    main()
+    assert load_manifest(MANIFEST).class_names == ("bus", "train")

@@ -108,10 +108,24 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _refuse_special_file(path: Path, source: Path) -> None:
     advice = f"copy the folder with `cp -rL` and set {KEY} to the copy"
-    if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path}: not a file (a broken link, a link to a folder, or a device); remove it, or {advice}")
+    if path.is_symlink() and (problem := _broken(path)):
+        raise ValueError(f"{path}: a link that {problem}; delete the link")
+    if not stat.S_ISREG(path.stat().st_mode):
+        found = (
+            f"a link to a folder; delete the link, or {advice}" if path.is_dir() else "no file but a device; delete it"
+        )
+        raise ValueError(f"{path}: {found}")
     if path.is_symlink() and not path.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{path}: a link that leaves {KEY} ({source}); {advice}")
+
+
+def _broken(link: Path) -> str | None:
+    """What is wrong with a link that no copy can follow: `cp -rL` would fail on it, or never end."""
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # which of them for links in a circle depends on Python's version
+        return "leads nowhere, or back to itself"
+    return "leads to a folder that it lies in" if link.parent.resolve().is_relative_to(target) else None
 
 
 def draw_images(target: Path, *, num_train: int, num_test: int, side: int, seed: int) -> None:

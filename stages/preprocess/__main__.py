@@ -34,7 +34,7 @@ def main() -> None:
     layout = find_images(images_dir)
     with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
         staged = stage_images(layout.sources, staging, resize=transform.resize, crop=transform.crop, max_side=max_side)
-        check_usable(layout, staged.images, staged.skipped, images_dir)
+        check_usable(layout, staged.images, staged.skipped)
         split = split_images(staged.images, layout.class_names, test_fraction=params.dataset.test_fraction)
         side = max(max(image.size) for image in split.train)
         write_split(staged, "train", split.train, side, staging / "train")
@@ -83,14 +83,15 @@ def build_manifest(
 
 
 def summarize(report: dict[str, Any]) -> str:
-    """One line for the log: how many images, and how many need a look at the report."""
+    """For the log: how many images, and how many need a look at the report."""
     skipped = sum(report["skipped"].values())
     doubled = report["duplicates"]
-    return (
+    line = (
         f"train {report['train']['images']} images on {report['canvas_side']} px canvases, test {report['test']['images']}; "
         f"{skipped} files skipped, {doubled['removed_from_train']} training copies of test images removed, "
         f"{doubled['conflicting_labels']} images under more than one class: names in {PREPROCESS_REPORT}"
     )
+    return "\n".join([*report["remarks"], line])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+SPLIT_NAMES = {  # of folders, in any case
+    "training": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -18,37 +24,63 @@ class Source:
 @dataclass(frozen=True)
 class Layout:
     class_names: tuple[str, ...]  # sorted
-    splits: tuple[str | None, ...]  # (train, test), or (None,)
+    folders: dict[str | None, tuple[Path, ...]]  # of train and test, or, where the folders do not say, of None
     sources: tuple[Source, ...]  # sorted by path
     ignored: tuple[str, ...]  # folders and files that belong to no class
+    remarks: tuple[str, ...]  # what a person should know of how the folders were read
 
 
 def find_images(images_dir: Path) -> Layout:
-    """Read `train/<class>/…` and `test/<class>/…`, or `<class>/…` alone.
+    """Read `train/<class>/…` and `test/<class>/…` under any of their usual names, or `<class>/…` alone.
 
-    Raises ValueError when there are fewer than two classes, or the two splits have different ones.
+    Raises ValueError when there are fewer than two classes, or the splits have different ones.
     """
     if not images_dir.is_dir():
         raise ValueError(f"{images_dir}: no such folder; run download")
-    folders = _folders(images_dir)
-    split_names: list[str] = [name for name in ("train", "test") if name in folders]
-    if len(split_names) == 1:
-        raise ValueError(
-            f"{images_dir}: has {split_names[0]}/ but not its counterpart (folders: {', '.join(folders)}); "
-            "give both train/ and test/, or class folders alone"
-        )
-    splits: dict[str | None, Path] = {name: images_dir / name for name in split_names} or {None: images_dir}
-    class_names = _class_names(splits)
+    folders, remarks = _split_folders(images_dir)
+    class_names = _class_names(folders)
     sources = [
         Source(printable(file.relative_to(images_dir).as_posix()), file, label, split)
-        for split, folder in splits.items()
+        for split, split_folders in folders.items()
+        for folder in split_folders
         for label, name in enumerate(class_names)
+        if (folder / name).is_dir()
         for file in _files(folder / name)
     ]
-    known = {images_dir: split_names} if split_names else {}
-    ignored = _strangers(images_dir, known | dict.fromkeys(splits.values(), class_names))
+    known = {folder: class_names for split_folders in folders.values() for folder in split_folders}
+    if None not in folders:
+        known[images_dir] = [folder.name for folder in known]
     names = tuple(printable(name) for name in class_names)
-    return Layout(names, tuple(splits), tuple(sorted(sources, key=lambda source: source.path)), ignored)
+    sources.sort(key=lambda source: source.path)
+    return Layout(names, folders, tuple(sources), _strangers(images_dir, known), tuple(remarks))
+
+
+def _split_folders(images_dir: Path) -> tuple[dict[str | None, tuple[Path, ...]], list[str]]:
+    """The folders of each split, and what was decided about a validation folder."""
+    named = {role: [n for n in _folders(images_dir) if n.casefold() in names] for role, names in SPLIT_NAMES.items()}
+    # A folder `train` without folders in it, beside others, may well be a class of locomotives.
+    if sum(map(bool, named.values())) < 2:
+        named = {role: [n for n in names if _folders(images_dir / n)] for role, names in named.items()}
+    for role, names in named.items():
+        if len(names) > 1:
+            raise ValueError(f"{images_dir}: {' and '.join(names)} both mean the {role} split; put one into the other")
+    paths = {role: tuple(images_dir / name for name in names) for role, names in named.items()}
+    train, validation, test = paths["training"], paths["validation"], paths["test"]
+    if not (train or validation or test):
+        return {None: (images_dir,)}, []
+    if not train or not (validation or test):
+        (found,) = train or validation[:1] or test
+        raise ValueError(
+            f"{images_dir}: has {found.name}/ but not its counterpart (folders: {', '.join(_folders(images_dir))}); "
+            "give both train/ and test/, or class folders alone"
+        )
+    if not test:
+        remark = f"{validation[0].name}/ serves as the test split, for there is no test/"
+        return {"train": train, "test": validation}, [remark]
+    remarks = [
+        f"{folder.name}/ is part of training, whose folds are what recipes are validated on" for folder in validation
+    ]
+    return {"train": (*train, *validation), "test": test}, remarks
 
 
 def _strangers(images_dir: Path, known: dict[Path, list[str]]) -> tuple[str, ...]:
@@ -56,17 +88,22 @@ def _strangers(images_dir: Path, known: dict[Path, list[str]]) -> tuple[str, ...
     return tuple(sorted(printable(entry.relative_to(images_dir).as_posix()) for entry in entries))
 
 
-def _class_names(splits: dict[str | None, Path]) -> list[str]:
-    found = [_folders(folder) for folder in splits.values()]
-    for folder, names in zip(splits.values(), found, strict=True):
-        if len(names) < 2:
+def _class_names(folders: dict[str | None, tuple[Path, ...]]) -> list[str]:
+    """The first folder's classes, which every other split has too; a second folder of training may lack some."""
+    for folder in (split_folders[0] for split_folders in folders.values()):
+        if len(names := _folders(folder)) < 2:
             listed = ", ".join(names) or "none"
             raise ValueError(f"{folder}: a classifier needs two class folders or more, found {listed}; add the others")
-    if len(found) == 2 and found[0] != found[1]:
-        odd = ", ".join(sorted(set(found[0]) ^ set(found[1])))
-        first, second = splits.values()
-        raise ValueError(f"{first} and {second} differ in class folders: {odd}; give both the same classes")
-    return found[0]
+    first = next(iter(folders.values()))[0]
+    names = _folders(first)
+    for split_folders in folders.values():
+        for position, folder in enumerate(split_folders):
+            odd = set(names) ^ set(_folders(folder)) if position == 0 else set(_folders(folder)) - set(names)
+            if odd:
+                raise ValueError(
+                    f"{first} and {folder} differ in class folders: {', '.join(sorted(odd))}; give both the same classes"
+                )
+    return names
 
 
 def _folders(folder: Path) -> list[str]:

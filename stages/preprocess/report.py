@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from stages.preprocess.find import Layout
@@ -13,13 +12,13 @@ MAX_NAMES = 100  # of each kind
 KINDS = ("not_image", "too_large", "corrupt")
 
 
-def check_usable(layout: Layout, images: Sequence[Image], skipped: Sequence[Skipped], images_dir: Path) -> None:
+def check_usable(layout: Layout, images: Sequence[Image], skipped: Sequence[Skipped]) -> None:
     """Raise ValueError naming every class folder without a single image that can be used, and why."""
     usable = Counter((image.source.split, image.source.label) for image in images)
     lost = Counter((entry.source.split, entry.source.label) for entry in skipped)
     empty = [
-        f"{images_dir / (split or '') / name} ({_why_empty(skipped, split, label, lost[split, label])})"
-        for split in layout.splits
+        f"{folders[0] / name} ({_why_empty(skipped, split, label, lost[split, label])})"
+        for split, folders in layout.folders.items()
         for label, name in enumerate(layout.class_names)
         if not usable[split, label]
     ]
@@ -39,6 +38,8 @@ def build_report(layout: Layout, skipped: Sequence[Skipped], split: Split, side:
     return {
         "train": _count(split.train, layout.class_names),
         "test": _count(split.test, layout.class_names),
+        "split_folders": _split_folders(layout, used),
+        "remarks": list(layout.remarks),
         "canvas_side": side,
         "downscaled": sum(image.downscaled for image in split.train),
         "exif_rotated": sum(image.rotated for image in used),
@@ -59,6 +60,15 @@ def _why_empty(skipped: Sequence[Skipped], split: str | None, label: int, lost: 
         return "it holds no file"
     first = next(e.reason for e in skipped if (e.source.split, e.source.label) == (split, label))
     return f"none of its {lost} files can be used, the first because {first}"
+
+
+def _split_folders(layout: Layout, images: Sequence[Image]) -> dict[str, dict[str, int]]:
+    """How many images each split has from which of the dataset's folders; empty where the folders do not say."""
+    return {
+        split: {folder.name: sum(folder in image.source.file.parents for image in images) for folder in folders}
+        for split, folders in layout.folders.items()
+        if split
+    }
 
 
 def _count(images: Sequence[Image], class_names: Sequence[str]) -> dict[str, Any]:
