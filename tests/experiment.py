@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "train.finetune.epochs": 2,
     "train.scratch.batch_size": 8,
     "train.scratch.epochs": 2,
+    "runtime.save_every": 0.0,  # a resume file after every epoch
     "evaluate.bootstrap_samples": 50,
     "export.max_accuracy_drop": 1.0,
     "export.min_speedup": 0.0,  # nor does their speed: whether a file is there must not hang on the clock

@@ -18,7 +18,7 @@ from stages.preprocess import __main__ as preprocess
 from stages.report import __main__ as report
 from stages.shared import artifacts, training
 from stages.shared.checkpoint import load_checkpoint
-from stages.shared.dataset import TrainSplit
+from stages.shared.dataset import TrainSplit, load_train_split
 from stages.train import __main__ as train
 from tests.experiment import ROOT, TINY, write_params
 from tests.finished_experiment import write_experiment
@@ -48,8 +48,16 @@ def write_images(counts: dict[str, int], **overrides: Any) -> None:
             Image.fromarray(pixels).save(artifacts.SOURCE_DATASET / "images" / folder / f"{index}.png")
 
 
+def write_folds() -> None:
+    """The training images in three folds, in turn, without a look at them."""
+    num_images = len(load_train_split(artifacts.TRAIN_SPLIT))
+    artifacts.INSPECTION.mkdir(parents=True, exist_ok=True)
+    np.savez(artifacts.INSPECTION / "folds.npz", fold=np.arange(num_images) % 3)
+
+
 def run_recipe(recipe: str) -> dict[str, Any]:
     """Train and evaluate; returns metrics.json of evaluate."""
+    write_folds()
     train.main(recipe)
     evaluate.main(recipe)
     metrics: dict[str, Any] = json.loads((artifacts.evaluate_dir(recipe) / "metrics.json").read_text())
@@ -169,7 +177,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from stages.shared import cli
-from stages.shared.dataset import TrainSplit
+from stages.shared.dataset import TrainSplit, load_train_split
 from tests.test_training import model_and_head, train
 
 def main():

@@ -29,7 +29,7 @@ from tests.test_training import model_and_head, train
 SEED = int(os.environ.get("KILL_SEED", "0"))
 STAGES = {
     "download@dataset": "stages.download dataset", "download@model": "stages.download model", "pretrain": "stages.pretrain",
-    "preprocess": "stages.preprocess", "zero_shot": "stages.zero_shot", "train@finetune": "stages.train finetune",
+    "preprocess": "stages.preprocess", "features": "stages.features", "inspect": "stages.inspect", "zero_shot": "stages.zero_shot", "train@finetune": "stages.train finetune",
     "train@scratch": "stages.train scratch", "evaluate@finetune": "stages.evaluate finetune",
     "evaluate@scratch": "stages.evaluate scratch", "compare": "stages.compare", "export": "stages.export",
     "check_parity": "stages.check_parity", "report": "stages.report",
@@ -87,7 +87,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which nothing was run; its copies share the commit, which export writes down."""
-    three_epochs = {"train.finetune.epochs": 3, "train.scratch.epochs": 3}
+    three_epochs = {"train.finetune.epochs": 3, "train.scratch.epochs": 3, "train.scratch.validation": "none"}
     return make_project(tmp_path_factory.mktemp("kills") / "fresh", TINY | three_epochs)
 
 

@@ -39,7 +39,7 @@ def test_real_photos_and_weights_go_through(tmp_path, photos, architecture, weig
     model = {"model.architecture": architecture, "model.weights": str(REAL / weights)}
     project = make_project(tmp_path, {**TINY, **sizes, **model, "dataset.source": str(photos)})
     for arguments in (
-        ("download", "dataset"), ("download", "model"), ("pretrain",), ("preprocess",),
+        ("download", "dataset"), ("download", "model"), ("pretrain",), ("preprocess",), ("features",), ("inspect",),
         ("train", "finetune"), ("evaluate", "finetune"), ("export",), ("check_parity",),
     ):  # fmt: skip
         done = stage(project, *arguments)

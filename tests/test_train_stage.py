@@ -12,7 +12,7 @@ from stages.shared.checkpoint import load_checkpoint
 from stages.train import __main__ as train
 from stages.train.model import Start, make_model
 from tests.experiment import ROOT, write_params
-from tests.test_bad_data import write_images
+from tests.test_bad_data import write_folds, write_images
 
 PHOTOS = {"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2}
 
@@ -32,6 +32,7 @@ def trained() -> dict[str, float]:
 def test_a_frozen_backbone_without_augmentation_trains_its_head_alone() -> None:
     write_images(PHOTOS, **{"train.finetune.augmentation": "none", "train.finetune.freeze": "backbone"})
     preprocess.main()
+    write_folds()
     train.main("finetune")
     model, facts = load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")
     assert facts.recipe == "finetune"
@@ -46,6 +47,7 @@ def test_two_processes_train_on_every_image_once_and_write_one_checkpoint() -> N
     one_step = {"train.finetune.batch_size": 12, "train.finetune.precision": "float32"}  # later ones would drift apart
     write_images(PHOTOS, **{"runtime.num_devices": 2, "runtime.batch_norm": "exact", **one_step})
     preprocess.main()
+    write_folds()
     train.main("finetune")
     two = trained()
     load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")
@@ -61,6 +63,7 @@ def test_two_processes_train_on_every_image_once_and_write_one_checkpoint() -> N
 def test_a_process_that_fails_ends_the_stage_with_its_code_and_no_checkpoint() -> None:
     write_images(PHOTOS, **{"runtime.num_devices": 2, "train.finetune.lr": 1e5})
     preprocess.main()
+    write_folds()
     with pytest.raises(SystemExit) as end:
         train.main("finetune")
     assert end.value.code == 1

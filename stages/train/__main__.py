@@ -143,11 +143,7 @@ def make_facts(params: Params, name: str, recipe: Recipe, manifest: Manifest) ->
 
 def choose_folds(split: TrainSplit, recipe: Recipe, seed: int) -> np.ndarray:
     """(N,) int64: the fold of each image that the recipe is trained on; -1 for the others."""
-    path = artifacts.INSPECTION / "folds.npz"
-    if recipe.validation == "none" and recipe.head != "probe" and not path.exists():
-        folds = np.zeros(len(split), np.int64)
-    else:
-        folds = load_folds(path, len(split))
+    folds = load_folds(artifacts.INSPECTION / "folds.npz", len(split))
     chosen = choose_fraction(torch.from_numpy(np.array(split.labels)), recipe.train_fraction, seed).numpy()
     return np.where(np.isin(np.arange(len(split)), chosen), folds, LEFT_OUT)
 
