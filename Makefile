@@ -7,7 +7,7 @@ export DO_NOT_TRACK := 1
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro flow serve doctor test test-all mutation check format bench web server clean
+.PHONY: help demo repro flow experiments serve doctor test test-all mutation check format bench web server clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ repro: .venv/installed  ## Run the experiment in params.yaml with DVC
 
 flow: .venv/installed  ## Run the same stages as a Prefect flow
 	$(BIN)/python -m flows.pipeline
+
+experiments: .venv/installed  ## Show the experiments side by side: settings and accuracies that differ, a screenful
+	@$(BIN)/dvc exp show --only-changed --md --drop '.*/.*|.*\.py|base_recipe.*|.*_loss|.*_ece|.*roc_auc|.*_per_second|Created'
 
 serve: .venv/installed  ## Start a Prefect server and the nightly schedule
 	$(BIN)/python -m flows.serve

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import shlex
+import signal
 import socket
 import sys
 import tempfile
@@ -58,33 +59,41 @@ def python(libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
 
 
 def main(address: str, *libraries: str) -> None:
-    """Serve one request after another: DVC runs one stage at a time. Until the libraries are there, nobody can connect."""
+    """Serve requests side by side, each by a fork that waits for the stage's. Until the libraries are there, none can connect."""
     for library in libraries:
         importlib.import_module(library)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the waiting forks
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         while True:
             connection, _ = listener.accept()
             with connection:
-                request, streams = _read(connection)
-                pid = os.fork()
-                if pid == 0:
+                if os.fork() == 0:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     listener.close()
-                    _run(request, streams)
-                for stream in streams:
-                    os.close(stream)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with contextlib.suppress(OSError):  # the client is gone
-                    connection.sendall(str(code if code >= 0 else 128 - code).encode())
+                    _serve(connection)
+
+
+def _serve(connection: socket.socket) -> NoReturn:
+    """Run what is asked for in a fork, and answer with its exit code."""
+    request, streams = _read(connection)
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        _run(request, streams)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(OSError):  # the client is gone
+        connection.sendall(str(code if code >= 0 else 128 - code).encode())
+    os._exit(0)
 
 
 def _read(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     size, streams, _, _ = socket.recv_fds(connection, 4, 3)
     missing = int.from_bytes(size, "big")
     content = b""
-    while len(content) < missing:
-        content += connection.recv(missing - len(content))
+    while len(content) < missing and (part := connection.recv(missing - len(content))):
+        content += part
     return json.loads(content), streams
 
 

@@ -1,13 +1,18 @@
 """A small experiment in a folder of its own: the checkout's files, params.yaml overridden."""
 
+import atexit
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from flows import warm
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
@@ -76,12 +81,26 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **dict.fromkeys(names, "test@localhost")}
 
 
+def warm_environment() -> dict[str, str]:
+    """As `environment`, but the stages are forks of one process that has imported their libraries."""
+    plain = environment()
+    return {**plain, "PATH": os.pathsep.join([str(warm_python()), plain["PATH"]])}
+
+
+@cache
+def warm_python() -> Path:
+    """The folder of a `python` whose modules are forks of one process, of all tests in this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(warm.python())
+
+
 def dvc(folder: Path, *arguments: str, check: bool = True) -> str:
     """Output of a dvc command, both streams."""
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=folder,
-        env=environment(),
+        env=warm_environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -93,9 +112,9 @@ def dvc(folder: Path, *arguments: str, check: bool = True) -> str:
 def stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m stages.<arguments>` in `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", f"stages.{arguments[0]}", *arguments[1:]],
+        ["python", "-m", f"stages.{arguments[0]}", *arguments[1:]],
         cwd=folder,
-        env=environment(),
+        env=warm_environment(),
         text=True,
         capture_output=True,
     )
