@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from flows.overrides import applied
 from flows.project import read_yaml
 
 SCHEDULE = Path(__file__).parent / "schedule.yaml"
@@ -94,7 +95,7 @@ def load_schedule(path: Path = SCHEDULE) -> Schedule:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: write keys and values, as in {SCHEDULE.name}")
     try:
-        return Schedule.model_validate({**read_yaml(SCHEDULE), **values})
+        return Schedule.model_validate(applied(read_yaml(SCHEDULE), values))
     except ValidationError as error:
         problems = [
             f"  {'.'.join(map(str, p['loc'])) or 'file'}: {p['msg']} (found {p['input']!r})" for p in error.errors()

@@ -103,8 +103,8 @@ def test_a_progress_bar_is_lines(toy: Path) -> None:
 
 def test_a_stage_over_its_time_is_stopped_with_all_it_started(toy: Path) -> None:
     (toy / "knobs/first").write_text(toy_project.STUBBORN)
-    with pytest.raises(dvc_stages.StageTimedOut, match="stage first was stopped after 4 s"):
-        run(toy, "first", timeout=4)
+    with pytest.raises(dvc_stages.StageTimedOut, match="stage first was stopped after 8 s"):
+        run(toy, "first", timeout=8)
     assert (toy / "running").exists()
     assert processes_in(toy) == []
 

@@ -84,10 +84,12 @@ def test_a_wrong_setting_is_an_error_that_names_the_file_and_the_key(
 
 
 def test_a_schedule_file_says_only_what_differs(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("cron: 30 4 * * *\n")
+    (tmp_path / "mine.yaml").write_text("cron: 30 4 * * *\npromotion: {max_size_ratio: 2}\n")
     mine, shipped = load_schedule(tmp_path / "mine.yaml"), load_schedule()
     assert mine.cron == "30 4 * * *"
-    assert mine.model_copy(update={"cron": shipped.cron}) == shipped
+    assert mine.promotion.max_size_ratio == 2
+    assert mine.model_copy(update={"cron": shipped.cron, "promotion": shipped.promotion}) == shipped
+    assert mine.promotion.max_accuracy_loss == shipped.promotion.max_accuracy_loss
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,9 @@ def test_after_sigkill_nothing_is_left_and_the_next_start_runs_again(
 
 
 @pytest.mark.slow
-def test_a_cron_fires_twice_and_the_run_that_changed_nothing_adds_no_experiment(toy: Path, start: Callable[[str], Serving]) -> None:
+def test_a_cron_fires_twice_and_the_run_that_changed_nothing_adds_no_experiment(
+    toy: Path, start: Callable[[str], Serving]
+) -> None:
     serving = start("* * * * *")
 
     def completed() -> list[str]:

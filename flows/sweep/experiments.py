@@ -23,7 +23,13 @@ from flows.sweep.capacity import Memory, free_gpu_memory
 from flows.sweep.plan import Experiment
 
 CHECKOUTS = Path(".cache/sweep")
-CODE = ("params.yaml", "dvc.yaml", "stages", "synthetic_images", "masking.py")  # what an experiment is made of, and must be committed
+CODE = (
+    "params.yaml",
+    "dvc.yaml",
+    "stages",
+    "synthetic_images",
+    "masking.py",
+)  # what an experiment is made of, and must be committed
 TAIL = 20  # lines of a failed run that are shown
 _preparing = threading.Lock()  # DVC's settings are edited in this process
 
