@@ -5,7 +5,7 @@ python -m benchmarks.accuracy    the accuracy of the fast loop beside the plain 
 python -m benchmarks.acceptance  everything that is claimed of CUDA, in one command
 
     workload.py      drawn photos: as JPEG files for the peers, as the training split for us
-    peers.py         d2l's loop, torchvision's references, timm's
+    peers.py, timm_peer.py  d2l's loop, torchvision's references, timm's
     ours.py          our step, and the same step without its data path
     contestants.py   the runs of each; process.py: a process of its own for each
     roofline.py      what the chip allows

@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def describe_run(size: Size, device: torch.device, precision: torch.dtype, quick: bool) -> dict[str, Any]:
-    """What rows of one file have in common."""
+    """Describe what the rows of one file have in common."""
     return {
         "machine": describe_machine(device),
         "precision": str(precision).removeprefix("torch."),

@@ -1,4 +1,4 @@
-"""Is the fast loop's accuracy the plain loop's? python -m benchmarks.accuracy [--real DIR] [--seeds N] [--out FILE] [--quick]
+"""Compare the fast loop's accuracy with the plain loop's: python -m benchmarks.accuracy [--real DIR] [--seeds N] [--out FILE] [--quick]
 
 Both fine-tune from the same source weights with params.yaml's finetune recipe. The plain one is the book's loop, written
 out: float32, NCHW, PIL transforms, a DataLoader. Each seed draws its own head, order and crops in both loops.
@@ -82,7 +82,7 @@ def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def run_ours(task: Task, seed: int, device: torch.device) -> float:
-    """The pipeline's way: canvases, a sampling plan, fit, predict_logits."""
+    """Train as the pipeline does: canvases, a sampling plan, fit, predict_logits."""
     model = source_model(task, seed)
     pixels, sizes = pack_canvas(
         [image for image, _ in task.train], max(max(image.shape[:2]) for image, _ in task.train)
@@ -97,7 +97,7 @@ def run_ours(task: Task, seed: int, device: torch.device) -> float:
 
 
 def run_plain(task: Task, seed: int, device: torch.device) -> float:
-    """The book's way, from images in memory instead of files."""
+    """Train as the book does, from images in memory instead of files."""
     model = source_model(task, seed).to(device)
     loader = DataLoader(InMemory(task.train, book_transform(task.crop)), batch_size=task.batch_size, shuffle=True)
     train_batch = d2l_step(model, book_optimizer(model), device)

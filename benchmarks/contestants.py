@@ -5,6 +5,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks import ours, peers
 from benchmarks.peers import Batch, Peer
@@ -14,13 +15,7 @@ from benchmarks.timing import synchronize
 from benchmarks.workload import Size, load_workload, make_model
 from stages.shared.sampling import batches
 
-PEERS = {
-    "d2l": peers.d2l,
-    "torchvision": peers.torchvision_references,
-    "timm": peers.timm,
-    "evaluation_torchvision": peers.torchvision_evaluation,
-    "evaluation_timm": peers.timm_evaluation,
-}
+PEERS = ("d2l", "torchvision", "timm", "evaluation_torchvision", "evaluation_timm")
 
 
 def our_runs(size: Size, folder: Path, device: torch.device, precision: torch.dtype, compiled: bool) -> Runs:
@@ -43,13 +38,28 @@ def our_runs(size: Size, folder: Path, device: torch.device, precision: torch.dt
 def peer_runs(name: str, size: Size, folder: Path, device: torch.device) -> Runs:
     """timer: batches that are ready on the host, to their losses; end_to_end: its loader's epoch."""
     files = list(islice(cycle(load_workload(size, folder).files), size.peer_images))
-    peer = PEERS[name](files, make_model(size.crop), size.crop, size.batch_size, size.num_workers, device)
+    setting = peers.Setting(files, size.crop, size.batch_size, size.num_workers, device)
+    peer = find_peer(name)(make_model(size.crop), setting)
     ready = ready_batches(peer, size.steps, device)
     runs: Runs = {
         "timer": lambda: peer.loop(islice(cycle(ready), size.steps)),
         "end_to_end": lambda: peer.loop(peer.loader),
     }
     return {what: _finishing(run, device) for what, run in runs.items()}
+
+
+def find_peer(name: str) -> Callable[[nn.Module, peers.Setting], Peer]:
+    """Raises ImportError where a peer's own package is not installed."""
+    if "timm" in name:
+        from benchmarks import timm_peer
+
+        return timm_peer.timm_evaluation if name.startswith("evaluation") else timm_peer.timm_training
+    own = {
+        "d2l": peers.d2l,
+        "torchvision": peers.torchvision_references,
+        "evaluation_torchvision": peers.torchvision_evaluation,
+    }
+    return own[name]
 
 
 def ready_batches(peer: Peer, at_most: int, device: torch.device) -> list[Batch]:

@@ -118,7 +118,7 @@ def fit_recipe(
 def plan(split: TrainSplit, num_images: int, device: torch.device, epoch: int = 1) -> Draws:
     """The sampling plan of an epoch of `num_images` images, on the device."""
     draws = plan_epoch(torch.from_numpy(split.sizes), chosen_images(num_images, len(split)), 0, epoch)
-    return Draws(*(part.to(device) for part in draws))
+    return draws.each(lambda part: part.to(device))
 
 
 def run(step: Step, draws: Draws, batch_size: int) -> int:

@@ -1,11 +1,10 @@
-"""The peers' loops over JPEG files, each written from its description; timm's with its own loaders and optimizer.
+"""The peers' loops over JPEG files, each written from its description; timm's are in timm_peer.py.
 
 A peer's loader yields host batches, and its loop works on host batches: d2l's own timer runs over ready batches, end to
 end runs over the loader.
 
 d2l          "Fine-Tuning" and d2l.train_ch13 (https://d2l.ai/chapter_computer-vision/fine-tuning.html)
 torchvision  train_one_epoch and evaluate of references/classification/train.py (https://github.com/pytorch/vision)
-timm         train.py and validate.py (https://github.com/huggingface/pytorch-image-models)
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,17 @@ from torchvision import transforms
 from benchmarks.workload import HEAD_LR_MULTIPLIER, LR, MEAN, STD, WEIGHT_DECAY
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (b, 3, crop, crop), labels (b,)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a peer is told."""
+
+    files: Sequence[tuple[str, int]]  # JPEG files and their labels
+    crop: int
+    batch_size: int
+    num_workers: int
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -54,18 +64,13 @@ def book_transform(crop: int) -> Callable[[Image.Image], torch.Tensor]:
     ])  # fmt: skip
 
 
-def d2l(
-    files: Sequence[tuple[str, int]],
-    model: nn.Module,
-    crop: int,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Peer:
-    """float32, NCHW, a loader without workers whatever `num_workers`; loss and accuracy are read after every batch."""
-    loader = DataLoader(Photos(files, book_transform(crop)), batch_size=batch_size, shuffle=True)
-    model = model.to(device)
-    train_batch = d2l_step(model, book_optimizer(model), device)
+def d2l(model: nn.Module, setting: Setting) -> Peer:
+    """float32, NCHW, a loader without workers; loss and accuracy are read after every batch."""
+    loader = DataLoader(
+        Photos(setting.files, book_transform(setting.crop)), batch_size=setting.batch_size, shuffle=True
+    )
+    model = model.to(setting.device)
+    train_batch = d2l_step(model, book_optimizer(model), setting.device)
 
     def train(batches: Iterable[Batch]) -> int:
         return sum(train_batch(*batch)[2] for batch in batches)
@@ -99,19 +104,9 @@ def d2l_step(
     return train_batch
 
 
-def torchvision_references(
-    files: Sequence[tuple[str, int]],
-    model: nn.Module,
-    crop: int,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Peer:
+def torchvision_references(model: nn.Module, setting: Setting) -> Peer:
     """Workers and pinned memory, channels last, float16 autocast with a gradient scaler; loss and top-1 read every batch."""
-    loader = DataLoader(
-        Photos(files, book_transform(crop)), batch_size=batch_size, shuffle=True, num_workers=num_workers,
-        pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
-    )  # fmt: skip
+    loader, device = worker_loader(setting, book_transform(setting.crop), shuffle=True), setting.device
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
     scaler = torch.amp.GradScaler(device.type)
@@ -136,25 +131,15 @@ def torchvision_references(
     return Peer(loader, train)
 
 
-def torchvision_evaluation(
-    files: Sequence[tuple[str, int]],
-    model: nn.Module,
-    crop: int,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Peer:
+def torchvision_evaluation(model: nn.Module, setting: Setting) -> Peer:
     """Workers and pinned memory, float32, NCHW; loss and top-1 read every batch."""
     test_transform = transforms.Compose([
-        transforms.Resize(crop * 8 // 7),
-        transforms.CenterCrop(crop),
+        transforms.Resize(setting.crop * 8 // 7),
+        transforms.CenterCrop(setting.crop),
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
     ])  # fmt: skip
-    loader = DataLoader(
-        Photos(files, test_transform), batch_size=batch_size, num_workers=num_workers,
-        pin_memory=device.type == "cuda", persistent_workers=num_workers > 0,
-    )  # fmt: skip
+    loader, device = worker_loader(setting, test_transform, shuffle=False), setting.device
     model = model.to(device)
 
     @torch.inference_mode()
@@ -171,85 +156,8 @@ def torchvision_evaluation(
     return Peer(loader, evaluate)
 
 
-def timm(
-    files: Sequence[tuple[str, int]],
-    model: nn.Module,
-    crop: int,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Peer:
-    """uint8 collate, normalised on the device in a side stream, channels last, autocast, compiled; the loss read at the end.
-
-    More than train.py's defaults, in its favour: bfloat16 needs no scaler, no colour jitter, no reading of the loss on the way.
-    """
-    from timm.optim import create_optimizer_v2
-
-    loader, prefetch = timm_loader(files, crop, batch_size, num_workers, device, training=True)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.001, momentum=0.9, weight_decay=2e-5)
-    forward = torch.compile(model) if device.type == "cuda" else model
-
-    def train(batches: Iterable[Batch]) -> int:
-        model.train()
-        images_seen, loss = 0, torch.zeros(())
-        for images, labels in prefetch(batches):
-            images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = F.cross_entropy(forward(images), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            images_seen += len(labels)
-        loss.item()
-        return images_seen
-
-    return Peer(loader, train)
-
-
-def timm_evaluation(
-    files: Sequence[tuple[str, int]],
-    model: nn.Module,
-    crop: int,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Peer:
-    """As `timm` feeds its loop, in inference mode; loss and top-1 read every batch, as validate.py does."""
-    loader, prefetch = timm_loader(files, crop, batch_size, num_workers, device, training=False)
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
-    forward = torch.compile(model) if device.type == "cuda" else model
-
-    @torch.inference_mode()
-    def evaluate(batches: Iterable[Batch]) -> int:
-        images_seen = 0
-        for images, labels in prefetch(batches):
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = forward(images.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, labels)
-            loss.item(), (logits.argmax(1) == labels).float().mean().item()
-            images_seen += len(labels)
-        return images_seen
-
-    return Peer(loader, evaluate)
-
-
-def timm_loader(
-    files: Sequence[tuple[str, int]],
-    crop: int,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    *,
-    training: bool,
-) -> tuple[Iterable[Batch], Callable[[Iterable[Batch]], Iterable[Batch]]]:
-    """timm's loader of uint8 host batches, and its prefetcher, which brings such batches to the device and normalises them."""
-    from timm.data import create_loader
-    from timm.data.loader import PrefetchLoader
-
-    created: Any = create_loader(
-        Photos(files, lambda image: image), (3, crop, crop), batch_size, is_training=training, color_jitter=0.0,
-        mean=MEAN, std=STD, num_workers=num_workers, pin_memory=device.type == "cuda", device=device,
-        persistent_workers=num_workers > 0,
+def worker_loader(setting: Setting, transform: Callable[[Image.Image], torch.Tensor], *, shuffle: bool) -> DataLoader:
+    return DataLoader(
+        Photos(setting.files, transform), batch_size=setting.batch_size, shuffle=shuffle, num_workers=setting.num_workers,
+        pin_memory=setting.device.type == "cuda", persistent_workers=setting.num_workers > 0,
     )  # fmt: skip
-    return created.loader, lambda batches: PrefetchLoader(batches, MEAN, STD, device=device)

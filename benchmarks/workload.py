@@ -1,4 +1,4 @@
-"""What every contestant trains on: drawn photos, as JPEG files for the peers and as our training split."""
+"""Drawn photos that every contestant trains on, as JPEG files for the peers and as our training split."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,13 +91,13 @@ def make_workload(size: Size, folder: Path) -> Workload:
 
 
 def load_workload(size: Size, folder: Path) -> Workload:
-    """What `make_workload` wrote, in another process too."""
+    """Read what `make_workload` wrote, in another process too."""
     files = [(str(folder / f"{i}.jpg"), i % len(TARGET_CLASSES)) for i in range(size.num_drawn)]
     return Workload(files, load_train_split(folder), load_test_split(folder / "test"))
 
 
 def make_model(crop: int) -> nn.Module:
-    """The same weights for everyone."""
+    """A model with the same weights for everyone."""
     torch.manual_seed(0)
     return build_model(ARCHITECTURE, len(TARGET_CLASSES), crop)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ours, peers
+from benchmarks import ours, peers, timm_peer
 from benchmarks.__main__ import parse_arguments
 from benchmarks.accuracy import mean_and_interval
 from benchmarks.contestants import PEERS, our_runs, peer_runs
@@ -36,6 +36,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return make_workload(QUICK, tmp_path_factory.mktemp("photos"))
+
+
+def setting(work) -> peers.Setting:
+    return peers.Setting(work.files, QUICK.crop, batch_size=4, num_workers=0, device=CPU)
 
 
 def test_the_roofline_is_the_one_that_was_counted_by_hand():
@@ -138,7 +142,7 @@ def test_the_recipe_is_that_of_params_yaml():
 
 
 def test_the_books_step_sums_its_losses(work):
-    images, labels = next(iter(peers.d2l(work.files, make_model(QUICK.crop), QUICK.crop, 4, 0, CPU).loader))
+    images, labels = next(iter(peers.d2l(make_model(QUICK.crop), setting(work)).loader))
     model = make_model(QUICK.crop).train()
     expected = torch.nn.functional.cross_entropy(model(images), labels, reduction="sum").item()
     model = make_model(QUICK.crop)
@@ -147,11 +151,11 @@ def test_the_books_step_sums_its_losses(work):
     assert count == 4
 
 
-@pytest.mark.parametrize("make", [peers.torchvision_references, peers.timm])
+@pytest.mark.parametrize("make", [peers.torchvision_references, timm_peer.timm_training])
 def test_the_peers_loops_train_on_every_image_and_change_the_weights(make, work):
     model = make_model(QUICK.crop)
     before = model.conv1.weight.clone()
-    peer = make(work.files, model, QUICK.crop, 4, 0, CPU)
+    peer = make(model, setting(work))
     assert peer.loop(peer.loader) == len(work.files)
     for _ in range(8):  # the gradient scaler starts too high and leaves the first steps out
         peer.loop(peer.loader)
@@ -159,7 +163,7 @@ def test_the_peers_loops_train_on_every_image_and_change_the_weights(make, work)
 
 
 def test_timms_loader_brings_uint8_to_the_host_and_normalised_images_to_the_device(work):
-    loader, prefetch = peers.timm_loader(work.files, QUICK.crop, 4, 0, CPU, training=False)
+    loader, prefetch = timm_peer.timm_loader(setting(work), training=False)
     batches = list(loader)
     assert batches[0][0].dtype == torch.uint8
     arrived = list(prefetch(batches))
@@ -168,11 +172,11 @@ def test_timms_loader_brings_uint8_to_the_host_and_normalised_images_to_the_devi
     assert torch.allclose(arrived[0][0], (batches[0][0] / 255 - mean) / std, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [peers.torchvision_evaluation, peers.timm_evaluation])
+@pytest.mark.parametrize("make", [peers.torchvision_evaluation, timm_peer.timm_evaluation])
 def test_the_peers_evaluations_see_every_image_and_leave_the_weights(make, work):
     model = make_model(QUICK.crop)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    peer = make(work.files, model, QUICK.crop, 4, 0, CPU)
+    peer = make(model, setting(work))
     assert peer.loop(peer.loader) == len(work.files)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -39,7 +39,7 @@ def crop_with_triton(
 
 
 def launch_constants(crop: int) -> dict[str, int]:
-    """What the kernel is compiled for."""
+    """Constants that the kernel is compiled for."""
     return {"crop": crop, "columns": triton.next_power_of_2(crop), "rows": ROWS}
 
 
