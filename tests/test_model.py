@@ -115,3 +115,13 @@ def test_the_head_learns_at_its_own_rate():
     assert (backbone["lr"], head["lr"]) == (0.1, 1.0)
     assert [tuple(parameter.shape) for parameter in head["params"]] == [(2, 512), (2,)]
     assert len(backbone["params"]) + len(head["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "first_trained"), [(0.4, "layer2.1.conv1.weight"), (0.01, "conv1.weight"), (0.99, "fc.weight")]
+)
+def test_a_fraction_freezes_so_many_layers_from_the_input_on(fraction, first_trained):
+    """A ResNet-18 has nine below its head: the stem and eight blocks."""
+    model = build_model("resnet18", 2, 64)
+    freeze_through(model, fraction, head_parameters("resnet18", 64))
+    assert next(name for name, parameter in model.named_parameters() if parameter.requires_grad) == first_trained

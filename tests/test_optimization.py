@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from stages.shared.model import build_model, freeze_through, head_parameters
+from stages.shared.model import build_model, freeze_through, head_parameters, layers_of
 from stages.shared.optimization import (
     AverageWeights,
     Optimization,
     follow_schedule,
-    layers_of,
     lr_factor,
     make_optimizer,
     param_groups,

@@ -255,7 +255,7 @@ def test_a_tag_is_refused(tmp_path):
         ("train.finetune.validation", ["none", "holdout", "folds"], ["test"]),
         ("train.finetune.calibration", ["none"], ["platt"]),
         ("runtime.save_every", [0, 999999], [-1e-9, 1e6]),
-        ("train.finetune.freeze", ["x"], [""]),
+        ("train.finetune.freeze", ["x", 0.4], ["", 0.0, 1.0, 2]),
         ("train.finetune.seed", [None, 0, 2**31 - 1], [-1, 2**31]),
         ("train.finetune.precision", ["auto", "float32", "bfloat16"], ["float16"]),
         ("train.finetune.augmentation", ["random_crop", "none"], ["flip"]),

@@ -124,15 +124,20 @@ def _fit_position_embedding(architecture: str, crop: int, source: State, own: St
     return interpolate_embeddings(crop, patch, dict(source))
 
 
-def freeze_through(model: nn.Module, last: str, head: tuple[str, ...]) -> None:
+def freeze_through(model: nn.Module, last: str | float, head: tuple[str, ...]) -> None:
     """Stop the gradients of every parameter up to the end of module `last`; `none` freezes nothing, `backbone` all but the head.
+
+    A number is the fraction of the backbone's layers to freeze, from the input on.
 
     Parameters stand in the order in which torchvision registers modules, which is the order of the forward pass.
     """
     if last == "none":
         return
     names = [name for name, _ in model.named_parameters()]
-    if last == "backbone":
+    if isinstance(last, float):
+        layers = [layer for layer in layers_of(model) if not set(layer) & set(head)]
+        frozen = [name for layer in layers[: round(last * len(layers))] for name in layer]
+    elif last == "backbone":
         frozen = [name for name in names if name not in head]
     else:
         inside = [i for i, name in enumerate(names) if name.startswith(f"{last}.")]
@@ -144,6 +149,34 @@ def freeze_through(model: nn.Module, last: str, head: tuple[str, ...]) -> None:
         frozen = names[: inside[-1] + 1]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
+
+
+def layers_of(model: nn.Module) -> list[list[str]]:
+    """The names of the parameters, layer by layer from the input on: stacked blocks are a layer each, a lone norm joins the one before.
+
+    A container is taken apart when it is a plain sequence or holds more than half of the parameters.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layers: list[list[str]] = []
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        size = sum(parameter.numel() for parameter in module.parameters())
+        plain = type(module) in (nn.Sequential, nn.ModuleList)
+        if any(module.children()) and (plain or size > total / 2):
+            own = [prefix + name for name, _ in module.named_parameters(recurse=False)]
+            if own:
+                layers.append(own)
+            for name, child in module.named_children():
+                walk(child, f"{prefix}{name}.")
+        elif size:
+            names = [prefix + name for name, _ in module.named_parameters()]
+            if layers and all(parameter.dim() < 2 for parameter in module.parameters()):
+                layers[-1] += names
+            else:
+                layers.append(names)
+
+    walk(model, "")
+    return layers
 
 
 def train_mode(model: nn.Module, batch_norm: str = "train") -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.shared.model import layers_of
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -44,34 +46,6 @@ def param_groups(model: nn.Module, head: Sequence[str], optimization: Optimizati
     ]
     own = [trainable[name] for name in trainable if name in head]
     return groups + ([{"params": own, "lr": lr * optimization.head_lr_multiplier}] if own else [])
-
-
-def layers_of(model: nn.Module) -> list[list[str]]:
-    """The names of the parameters, layer by layer from the input on: stacked blocks are a layer each, a lone norm joins the one before.
-
-    A container is taken apart when it is a plain sequence or holds more than half of the parameters.
-    """
-    total = sum(parameter.numel() for parameter in model.parameters())
-    layers: list[list[str]] = []
-
-    def walk(module: nn.Module, prefix: str) -> None:
-        size = sum(parameter.numel() for parameter in module.parameters())
-        plain = type(module) in (nn.Sequential, nn.ModuleList)
-        if any(module.children()) and (plain or size > total / 2):
-            own = [prefix + name for name, _ in module.named_parameters(recurse=False)]
-            if own:
-                layers.append(own)
-            for name, child in module.named_children():
-                walk(child, f"{prefix}{name}.")
-        elif size:
-            names = [prefix + name for name, _ in module.named_parameters()]
-            if layers and all(parameter.dim() < 2 for parameter in module.parameters()):
-                layers[-1] += names
-            else:
-                layers.append(names)
-
-    walk(model, "")
-    return layers
 
 
 def make_optimizer(

@@ -103,7 +103,7 @@ class Preprocess(Section):
 class Recipe(Section):
     init: Literal["pretrained", "random"]
     head: Literal["random", "probe"] | Annotated[list[ClassRow], Field(min_length=1)]
-    freeze: Annotated[str, Field(min_length=1)]
+    freeze: Annotated[str, Field(min_length=1)] | Annotated[float, Field(gt=0, lt=1)]
     batch_norm: Literal["train", "frozen"]
     optimizer: Literal["sgd", "adamw"]
     lr: Rate

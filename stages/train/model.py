@@ -27,7 +27,7 @@ class Start:
     source: Path | None  # a source model's state, safetensors; None: random weights
     head_rows: Mapping[str, int]  # target class -> the source model's class whose row of the head it starts from
     head: Head | None  # a probe of the source model's features; None: the head is drawn at random, but for these rows
-    freeze: str  # none, backbone, or the last frozen module's name
+    freeze: str | float  # none, backbone, the last frozen module's name, or a fraction of the layers
     exact_batch_norm: bool  # over the batch of all devices
 
 
