@@ -68,9 +68,9 @@ def _commit(project: Path, experiment: str) -> str:
 
 def _text(experiment: str, before: str | None, tag: str | None, checks: list[judge.Check], dry_run: bool) -> str:
     failed = [check.name for check in checks if not check.passed]
-    would = "would be" if dry_run else "is"
+    promoted, refused = ("would be", "would not be") if dry_run else ("is", "is not")
     verdict = (
-        f"{experiment} {would} promoted as {tag}" if tag else f"{experiment} {would} not promoted: {', '.join(failed)}"
+        f"{experiment} {promoted} promoted as {tag}" if tag else f"{experiment} {refused} promoted: {', '.join(failed)}"
     )
     against = f"against {before}" if before else "the first version: nothing to compare with"
     return f"{verdict} ({against})\n\n{judge.as_markdown(checks)}"

@@ -73,6 +73,6 @@ def _latency(rows: list[dict[str, Any]]) -> float | None:
     """The median of one image in milliseconds."""
     for row in rows:
         is_ours = row.get("runtime") == "ONNX Runtime CPU" and row.get("precision") == "fp32"
-        if is_ours and str(row.get("check")).rpartition(", ")[2] == "batch 1" and row.get("p50_ms") is not None:
+        if is_ours and row.get("batch") == 1 and row.get("p50_ms") is not None:
             return float(row["p50_ms"])
     return None
