@@ -52,6 +52,7 @@ def write_params(folder: Path, overrides: dict[str, Any]) -> None:
         target[last] = value
     folder.mkdir(parents=True, exist_ok=True)
     YAML().dump(values, folder / "params.yaml")
+    shutil.copy(ROOT / "fixes.yaml", folder)
 
 
 def make_project(folder: Path, overrides: dict[str, Any]) -> Path:

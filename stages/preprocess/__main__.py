@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.preprocess.find import find_images
+from stages.preprocess.fixes import apply_fixes, free_moved, read_fixes
 from stages.preprocess.report import build_report, check_usable
 from stages.preprocess.split import split_images
 from stages.preprocess.store import Image, stage_images, write_split
@@ -29,13 +30,15 @@ def main() -> None:
     params = load_params()
     settings = params.preprocess
     transform, max_side = Transform(settings.resize, settings.crop, settings.mean, settings.std), settings.max_side
-    images_dir = SOURCE_DATASET / "images"
 
-    layout = find_images(images_dir)
+    layout = find_images(SOURCE_DATASET / "images")
+    fixes = read_fixes(Path(params.dataset.fixes), layout.class_names)
     with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
-        staged = stage_images(layout.sources, staging, resize=transform.resize, crop=transform.crop, max_side=max_side)
-        check_usable(layout, staged.images, staged.skipped)
-        split = split_images(staged.images, layout.class_names, test_fraction=params.dataset.test_fraction)
+        sources = free_moved(layout.sources, fixes)
+        staged = stage_images(sources, staging, resize=transform.resize, crop=transform.crop, max_side=max_side)
+        images, fixed = apply_fixes(staged.images, fixes, layout.sources, layout.class_names)
+        check_usable(layout, images, staged.skipped)
+        split = split_images(images, layout.class_names, test_fraction=params.dataset.test_fraction)
         side = max(max(image.size) for image in split.train)
         write_split(staged, "train", split.train, side, staging / "train")
         write_split(staged, "test", split.test, transform.crop, staging / "test")
@@ -44,7 +47,7 @@ def main() -> None:
         publish(staging / "test", TEST_SPLIT)
 
     save_manifest(MANIFEST, build_manifest(split.train, layout.class_names, transform, max_side, side))
-    report = build_report(layout, staged.skipped, split, side)
+    report = build_report(layout, staged.skipped, split, side) | {"fixes": fixed}
     write_json(PREPROCESS_REPORT, report)
     print(summarize(report), flush=True)
 
@@ -91,6 +94,11 @@ def summarize(report: dict[str, Any]) -> str:
         f"{skipped} files skipped, {doubled['removed_from_train']} training copies of test images removed, "
         f"{doubled['conflicting_labels']} images under more than one class: names in {PREPROCESS_REPORT}"
     )
+    fixed = report["fixes"]
+    taken = [f"{fixed[action]} {action}" for action in ("drop", "relabel", "move") if fixed[action]]
+    if taken or fixed["not_found"]:
+        found = f"{len(fixed['not_found'])} entries found no such image"
+        line += f"\nfix list: {', '.join(taken) or 'nothing'}, {fixed['of_test_images']} of them test images; {found}"
     return "\n".join([*report["remarks"], line])
 
 

@@ -69,6 +69,7 @@ class Synthetic(Section):
 class Dataset(Section):
     source: Annotated[str, Field(min_length=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    fixes: Annotated[str, Field(min_length=1)]
     synthetic: Synthetic
 
 
