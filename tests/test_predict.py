@@ -246,7 +246,7 @@ finally:
     peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
     print(f"peak {int(peak) // 1024} MB", file=sys.stderr)
 """
-LARGEST_IMAGE = 3500  # megabytes that the model and an image of MAX_PIXELS take
+LARGEST_IMAGE = 1500  # megabytes that the model and an image of MAX_PIXELS take
 
 
 def confined(*words: str) -> tuple[subprocess.CompletedProcess[str], int]:
