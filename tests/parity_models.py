@@ -111,7 +111,7 @@ def whole_model(
     metadata: dict[str, str] | None = None,
 ) -> ModelProto:
     """The deployable file of `Pooled`: the test transform of FACTS, or one that differs from it as told."""
-    model = deployable(core_model(), FACTS.transform)
+    model = deployable(core_model(), [], FACTS.transform)
     odd = 2 * (first + np.arange(4)) + 1
     changed = [
         constant("red_green_blue", order, np.int64),

@@ -13,6 +13,7 @@ from stages.shared.dataset import (
     TestFile,
     TestSplit,
     TrainSplit,
+    fixed_crops,
     load_manifest,
     load_test_files,
     load_test_pixels,
@@ -180,3 +181,13 @@ def test_anything_else_is_not_a_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match="not a manifest"):
         load_manifest(tmp_path / "manifest.json")
+
+
+def test_training_images_are_cropped_without_the_canvas_around_them():
+    pixels = np.zeros((2, 100, 100, 3), np.uint8)
+    pixels[0, :40, :60], pixels[1, :90, :90] = 200, 100
+    train = TrainSplit(pixels, np.array([[40, 60], [90, 90]], np.int32), np.array([0, 1]))
+    crops = fixed_crops(train, [1, 0], Transform(36, 32, (0.5,) * 3, (0.5,) * 3))
+    assert crops.shape == (2, 32, 32, 3)
+    assert (crops[0] == 100).all()
+    assert (crops[1] == 200).all()

@@ -15,13 +15,12 @@ import pytest
 import torch
 
 from stages.check_parity.placement import misplaced
-from stages.export.__main__ import as_tested
 from stages.export.core import export_core
 from stages.export.deploy import deployable, deployable_on_crops
 from stages.export.variants import Demands, Judged, eight_bits, half_precision, ship_variants, speedup, split_evenly
 from stages.report.card import model_card
 from stages.shared.checkpoint import Facts
-from stages.shared.dataset import TrainSplit, load_test_split
+from stages.shared.dataset import load_test_split
 from stages.shared.files import file_digest, read_json, write_json, write_text
 from stages.shared.model import build_model
 from stages.shared.shipped_files import FILES
@@ -44,27 +43,30 @@ def session(project: Path) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 37, 91, 3), (3, 200, 80, 4)])
 def test_model_takes_any_size_and_any_batch(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> None:
-    (probabilities,) = session.run(None, {"image": np.full(shape, 90, np.uint8)})
+    (probabilities,) = session.run(["probabilities"], {"image": np.full(shape, 90, np.uint8)})
     assert probabilities.shape == (shape[0], 2)
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
 
 
 def test_model_says_what_it_takes_and_gives(session: onnxruntime.InferenceSession) -> None:
-    (image,), (output,) = session.get_inputs(), session.get_outputs()
+    (image,), (output, familiarity) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", "height", "width", "channels"])
     assert (output.name, output.type, output.shape) == ("probabilities", "tensor(float)", ["batch", 2])
+    assert (familiarity.name, familiarity.type, familiarity.shape) == ("familiarity", "tensor(float)", ["batch"])
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == list(CLASSES)
-    assert set(metadata) >= {"weights_digest", "data_digest", "input", "output", "test_transform"}
+    assert set(metadata) >= {"weights_digest", "data_digest", "input", "output", "test_transform", "features"}
+    assert set(json.loads(metadata["thresholds"])) == {"familiarity"}
 
 
 def test_opaque_alpha_changes_nothing_and_full_transparency_is_white(session: onnxruntime.InferenceSession) -> None:
     image = np.random.default_rng(1).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     opaque = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=3)
     clear = np.concatenate([image, np.zeros_like(image[..., :1])], axis=3)
-    (plain,), (through_alpha,) = session.run(None, {"image": image}), session.run(None, {"image": opaque})
-    (nothing,), (white,) = session.run(None, {"image": clear}), session.run(None, {"image": np.full_like(image, 255)})
+    plain, through_alpha, nothing, white = (
+        session.run(["probabilities"], {"image": each})[0] for each in (image, opaque, clear, np.full_like(image, 255))
+    )
     np.testing.assert_array_equal(through_alpha, plain)
     np.testing.assert_array_equal(nothing, white)
 
@@ -83,9 +85,10 @@ def test_every_value_under_every_alpha_is_laid_on_white_exactly(project: Path) -
 
 def test_images_of_a_batch_do_not_touch_each_other(session: onnxruntime.InferenceSession) -> None:
     images = np.random.default_rng(2).integers(0, 256, (3, 60, 40, 3), dtype=np.uint8)
-    (together,) = session.run(None, {"image": images})
-    alone = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
-    np.testing.assert_allclose(together, alone, atol=1e-6)
+    for name in ("probabilities", "familiarity"):
+        (together,) = session.run([name], {"image": images})
+        alone = np.concatenate([session.run([name], {"image": image[None]})[0] for image in images])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [file.path for file in FILES])
@@ -133,8 +136,8 @@ def small_export() -> list[str]:
     crops = np.random.default_rng(0).integers(0, 256, (4, CROP, CROP, 3), dtype=np.uint8)
     models = [
         core,
-        deployable(core, transform),
-        deployable_on_crops(core, transform),
+        deployable(core, [], transform),
+        deployable_on_crops(core, [], transform),
         half_precision(core, crops),
         eight_bits(core, network_input(crops, transform), reduce_range=True),
     ]
@@ -164,7 +167,7 @@ def check_core(architecture: str) -> None:
     assert misplaced(core) == []
     session = onnxruntime.InferenceSession(core.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (1, 5):
-        (logits,) = session.run(None, {"normalized": images[:batch].numpy()})
+        (logits,) = session.run(["logits"], {"normalized": images[:batch].numpy()})
         assert np.abs(logits - reference[:batch]).max() / np.abs(reference).max() < 2e-5
 
 
@@ -215,7 +218,7 @@ def judged_images() -> Judged:
     test = load_test_split(Path("artifacts/preprocess/test"))
     images = network_input(test.pixels, Transform(RESIZE, CROP, MEAN, STD))
     session = onnxruntime.InferenceSession(str(EXPORT / "core.onnx"), providers=["CPUExecutionProvider"])
-    (reference,) = session.run(None, {"normalized": images})
+    (reference,) = session.run(["logits"], {"normalized": images})
     return Judged(images, test.labels, reference.astype(np.float64))
 
 
@@ -251,16 +254,6 @@ def test_a_network_is_about_as_fast_as_itself(project: Path) -> None:
     assert speedup(core, core, judged_images().images) > 0
 
 
-def test_training_images_are_judged_without_their_padding() -> None:
-    pixels = np.zeros((2, 100, 100, 3), np.uint8)
-    pixels[0, :40, :60], pixels[1, :90, :90] = 200, 100
-    train = TrainSplit(pixels, np.array([[40, 60], [90, 90]], np.int32), np.array([0, 1]))
-    crops = as_tested(train, np.arange(2), Transform(36, 32, MEAN, STD))
-    assert crops.shape == (2, 32, 32, 3)
-    assert (crops[0] == 200).all()
-    assert (crops[1] == 100).all()
-
-
 @pytest.mark.parametrize("num_images", [2, 3, 24, 384, 5000])
 def test_no_image_is_judged_that_was_calibrated_on_and_both_are_spread_over_all(num_images: int) -> None:
     calibration, judged = split_evenly(num_images, 128, 256)
@@ -284,11 +277,17 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
     variants = [{"file": "model.int8.onnx", "accuracy_drop": 0.25, "error": 0.125, "shipped": False, "reason": "slow"}]
     data = {"source": {"source": "hotdog.zip"}}
     sidecar = {"facts": facts, "data": data, "weights": weights, "variants": variants}
-    card = model_card(sidecar, tmp_path, num_train=8, num_test=4)
+    sidecar |= {
+        "metadata": {"thresholds": '{"familiarity": 0.02, "probability": {"hotdog": 0.9}}'},
+        "machine": "cpu (x)",
+    }
+    card = model_card(sidecar, tmp_path, None, num_train=8, num_test=4)
     assert (
         "| `export/model.int8.onnx` | as model.onnx, its network in 8 bits | cpu | 0.2500 | 0.1250 | no: slow |" in card
     )
     assert "| accuracy | 0.750 | 0.500 to 0.900 |" in card
+    assert "below 0.020 the answer should not be used" in card
+    assert "hotdog 0.900" in card
     assert "ROC-AUC" not in card
     assert "1 of 2 test images are classified wrongly" in card
     assert "| `a\\|b.png` | hotdog | not-hotdog | 0.900 |" in card

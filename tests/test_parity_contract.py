@@ -132,7 +132,7 @@ def test_faithful_transform_has_no_problems() -> None:
 
 
 def test_files_that_take_crops_need_the_normalisation_and_networks_nothing() -> None:
-    on_crops = deployable_on_crops(core_model(), TRANSFORM)
+    on_crops = deployable_on_crops(core_model(), [], TRANSFORM)
     assert transform_problems(on_crops, TRANSFORM, "crops") == []
     other = replace(TRANSFORM, mean=(0.1, 0.4, 0.3))
     assert transform_problems(on_crops, other, "crops") == [

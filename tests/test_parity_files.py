@@ -21,7 +21,7 @@ NAMES = ("model.onnx", "export/model.crops.onnx", "export/core.onnx", "export/co
 
 
 def on_crops() -> ModelProto:
-    model = deployable_on_crops(core_model(), FACTS.transform)
+    model = deployable_on_crops(core_model(), [], FACTS.transform)
     helper.set_model_props(model, DESCRIPTION)
     return model
 

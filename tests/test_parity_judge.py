@@ -38,6 +38,7 @@ def test_row_as_dict_holds_claim_verdict_and_every_number() -> None:
         "subject": "core.onnx",
         "check": "agrees with float64",
         "batch": None,
+        "mode": "",
         "verdict": "failed",
         "reason": "why",
         "max_error": 0.5,

@@ -1,1 +1,1 @@
-"""Check the exported files against PyTorch, runtime by runtime, and against a float64 reference that names the guilty side."""
+"""Check the exported files against PyTorch, runtime by runtime, and against a float64 reference."""

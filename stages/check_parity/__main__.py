@@ -1,13 +1,14 @@
 """The check_parity stage: the exported files against the checkpoint, on every runtime there is.
 
 Writes artifacts/parity.json and parity.md, then fails when any row does. `--require-gpu` turns rows that found no CUDA
-device into failures; `--compile` times torch.compile on the CPU too.
+device into failures; `--compile` times torch.compile on the CPU too; `--reference-evaluator` runs onnx's own evaluator.
 """
 
 from dataclasses import replace
 
 import torch
 
+from stages.check_parity.familiarity import familiarity_rows
 from stages.check_parity.files import check_files
 from stages.check_parity.images import image_rows
 from stages.check_parity.judge import FAILED, NO_DEVICE, Row, write_table
@@ -19,20 +20,27 @@ from stages.shared import artifacts, cli
 from stages.shared.params import load_params
 from stages.shared.reproducibility import describe_machine
 
-OPTIONS = ("--require-gpu", "--compile")
+OPTIONS = ("--require-gpu", "--compile", "--reference-evaluator")
 
 
 def main(*options: str) -> None:
     check_options(options)
     params = load_params()
     limits = params.parity.model_dump()
-    subjects = load_subjects(params.export.recipe)
+    subjects = load_subjects(artifacts.selected_recipe(params.export.recipe))
     rows, models = check_files(artifacts.ROOT, subjects)
     rows += torch_rows(subjects, limits)
     rows += cpu_rows(subjects, models, limits)
     rows += cuda_rows(subjects, models, limits)
     rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
-    rows += other_runtime_rows(artifacts.ROOT, subjects, models, limits["probability"])
+    rows += familiarity_rows(artifacts.ROOT, subjects, models, limits["probability"])
+    rows += other_runtime_rows(
+        artifacts.ROOT,
+        subjects,
+        models,
+        limits["probability"],
+        reference_evaluator="--reference-evaluator" in options,
+    )
     rows += latency_rows(subjects, models, limits, compiled_on_cpu="--compile" in options)
     if "--require-gpu" in options:
         rows = [require_gpu(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Rows on the files themselves: whole, of this checkpoint, with its test transform, and placeable on CUDA."""
+"""Check the files themselves: whole, of this checkpoint, with its test transform, placeable on CUDA."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Rows on whole images: the resize inside the graph against torchvision's, and the shipped program on the test files."""
+"""Check whole images: the resize inside the graph, and the shipped program on the test files."""
 
 import json
 import subprocess

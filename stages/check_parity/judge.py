@@ -1,4 +1,4 @@
-"""Verdicts: one row a claim, how far from the reference is too far, and the table of all rows."""
+"""Judge claims: one row each, how far from the reference is too far, and the table of all rows."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +22,12 @@ class Claim:
     subject: str  # the file or checkpoint judged
     check: str  # what is claimed of it
     batch: int | None = None  # images in a timed run; None where nothing is timed
+    mode: str = ""  # of the runtime, as `channels last`
 
     @property
     def name(self) -> str:
-        return f"{', '.join(word for word in (self.runtime, self.precision, self.subject) if word)}: {self.check}"
+        words = (self.runtime, self.mode, self.precision, self.subject)
+        return f"{', '.join(word for word in words if word)}: {self.check}"
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,11 @@ def markdown(rows: Sequence[Row], summary: dict[str, int], facts: dict[str, Any]
 def _claim(row: Row) -> str:
     error, limit = ("" if value is None else f"{value:.2g}" for value in (row.max_error, row.limit))
     remark = row.reason.replace("|", "\\|")
-    return f"| {row.claim.runtime} | {row.claim.precision} | {row.claim.subject} | {row.claim.check} | {row.verdict} | {error} | {limit} | {remark} |"
+    runtime = ", ".join(word for word in (row.claim.runtime, row.claim.mode) if word)
+    return f"| {runtime} | {row.claim.precision} | {row.claim.subject} | {row.claim.check} | {row.verdict} | {error} | {limit} | {remark} |"
 
 
 def _timing(row: Row) -> str:
     numbers = " | ".join(str(row.details.get(name, "")) for name in ("p50_ms", "p99_ms", "images_per_second"))
-    return f"| {row.claim.runtime} | {row.claim.precision} | {row.claim.check} | {row.verdict} | {numbers} |"
+    runtime = ", ".join(word for word in (row.claim.runtime, row.claim.mode) if word)
+    return f"| {runtime} | {row.claim.precision} | {row.claim.check} | {row.verdict} | {numbers} |"

@@ -1,4 +1,4 @@
-"""Rows on speed: how long a batch takes, by runtime; each also shows that the timed path gives the reference's answer."""
+"""Time every runtime, and show that the timed path gives the reference's answer."""
 
 import copy
 import time
@@ -30,6 +30,7 @@ class Contestant:
     """One way to run the network that is timed."""
 
     runtime: str
+    mode: str
     precision: str
     device: str  # cpu or cuda
     make: Callable[..., Timed]  # of images float32 (batch, 3, crop, crop); for a file, of its network's bytes and them
@@ -46,7 +47,7 @@ def latency_rows(
         file, make = contestant.file, contestant.make
         subject = file.name if file else "checkpoint"
         claims = [
-            Claim(contestant.runtime, contestant.precision, subject, f"latency, batch {batch}", batch)
+            Claim(contestant.runtime, contestant.precision, subject, f"latency, batch {batch}", batch, contestant.mode)
             for batch in BATCHES
         ]
         if contestant.device == "cuda" and not sessions.count_devices()[0]:
@@ -66,7 +67,8 @@ def latency_rows(
 def _torch_contestants(subjects: Subjects) -> list[Contestant]:
     return [
         Contestant(
-            f"torch {device.upper()}{', compiled' if compiled else ''}",
+            f"torch {device.upper()}",
+            "compiled" if compiled else "",
             "fp32",
             device,
             partial(_torch_run, subjects.model, device, compiled),
@@ -79,13 +81,14 @@ def _torch_contestants(subjects: Subjects) -> list[Contestant]:
 
 def _cpu_contestants() -> list[Contestant]:
     files = [file for file in networks() if "cpu" in file.devices]
-    return [Contestant("ONNX Runtime CPU", file.precision, "cpu", _cpu_run, file) for file in files]
+    return [Contestant("ONNX Runtime CPU", "", file.precision, "cpu", _cpu_run, file) for file in files]
 
 
 def _cuda_contestants() -> list[Contestant]:
     return [
         Contestant(
-            f"{mode.runtime}{how}",
+            "ONNX Runtime CUDA",
+            ", ".join(word for word in (mode.name, how) if word),
             mode.precision,
             "cuda",
             partial(
@@ -94,7 +97,7 @@ def _cuda_contestants() -> list[Contestant]:
             mode.file,
         )
         for mode in cuda_modes()
-        for how, run in (("", _cuda_run), (", IO binding", _bound_run), (", CUDA graph", _graph_run))
+        for how, run in (("", _cuda_run), ("IO binding", _bound_run), ("CUDA graph", _graph_run))
     ]
 
 

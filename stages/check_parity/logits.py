@@ -1,4 +1,4 @@
-"""Rows on numbers: each runtime's logits against float64, batch 1 against 32, and the same run twice."""
+"""Check numbers: each runtime's logits against float64, batch 1 against 32, and the same run twice."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -57,8 +57,8 @@ class CudaMode:
     channels_last: bool = False
 
     @property
-    def runtime(self) -> str:
-        return f"ONNX Runtime CUDA{', channels last' if self.channels_last else ''}"
+    def name(self) -> str:
+        return "channels last" if self.channels_last else ""
 
 
 def cuda_modes() -> list[CudaMode]:
@@ -71,7 +71,7 @@ def cuda_modes() -> list[CudaMode]:
 def cuda_rows(subjects: Subjects, models: Models, limits: Limits) -> list[Row]:
     """CUDA in every mode, and TensorRT; each with every proof that it ran there."""
     modes = cuda_modes()
-    claims = [Claim(mode.runtime, mode.precision, mode.file.name, AGREES) for mode in modes]
+    claims = [Claim("ONNX Runtime CUDA", mode.precision, mode.file.name, AGREES, mode=mode.name) for mode in modes]
     # TensorRT chooses TF32 kernels where they are faster, so it is held to that limit
     tensorrt = Claim("ONNX Runtime TensorRT", "tf32", CORE.name, AGREES)
     count, why = sessions.count_devices()

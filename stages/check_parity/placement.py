@@ -1,4 +1,4 @@
-"""The written rule of which nodes ONNX Runtime's CUDA provider can take, so that a machine without a GPU can hold a file to it.
+"""Name the nodes that ONNX Runtime's CUDA provider cannot take, by a written rule, without a GPU.
 
 Source: onnxruntime's docs/OperatorKernels.md (CUDAExecutionProvider). An operator that is not listed here is reported.
 """
@@ -11,8 +11,8 @@ NEWEST_OPSET = 21  # from 22 on, MaxPool's (and others') newer versions have no 
 
 ON_CUDA = set(
     """
-    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv CumSum Div Erf Exp Expand Flatten Floor Gather
-    Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity LayerNormalization LRN MatMul Max MaxPool Mul Not Pad Pow
+    Abs Add ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Conv CumSum Div Erf Exp Expand Flatten Floor Gather
+    Gelu Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LayerNormalization LRN MatMul Max MaxPool Mul Neg Not Pad Pow
     ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze
     Where
     """.split()  # noqa: SIM905 (fifty lines of a list would hide the rule)

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that run where they were told to, or raise; and whether CUDA can run here at all.
+"""Open ONNX Runtime sessions that run where they were told to, or raise.
 
 Whether it can is asked of the driver and of the dynamic linker: ONNX Runtime itself only logs and goes on.
 """

@@ -1,4 +1,4 @@
-"""Everything that parity is about: the checkpoint, the exported files, the crops, and the float64 reference, bound together."""
+"""Load what parity is about: checkpoint, exported files, crops and reference, bound together."""
 
 from dataclasses import dataclass
 from pathlib import Path

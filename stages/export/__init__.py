@@ -1,1 +1,1 @@
-"""Export the chosen recipe's checkpoint to ONNX: the deployable file, the subject of parity, and what goes with them."""
+"""Export the chosen recipe to ONNX: the deployable files, the subject of parity, what goes with them."""

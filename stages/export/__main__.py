@@ -1,8 +1,8 @@
 """The export stage: the chosen recipe's checkpoint in, ONNX files that anyone can use out.
 
-artifacts/model.onnx            uint8 images of any size -> probabilities, self-contained
+artifacts/model.onnx            uint8 images of any size -> probabilities and familiarity, self-contained
 artifacts/export/model.crops.onnx  the same for callers who resize and crop by themselves
-artifacts/export/core.onnx      normalised images -> logits, the subject of parity
+artifacts/export/core.onnx      normalised images -> logits and features, the subject of parity
 artifacts/export/*.fp16, *.int8 the same in less precision, where it is accurate and fast enough
 artifacts/export/reference.safetensors   float64 logits of the test split, bound to the weights
 artifacts/export/triton/        a model repository for an inference server
@@ -13,26 +13,32 @@ Nothing here is chosen on the test split: of its pixels only the reference is co
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
 
 from stages.export.core import export_core
+from stages.export.decisions import familiarity_threshold, probability_thresholds
 from stages.export.deploy import deployable, deployable_on_crops
+from stages.export.familiarity import familiarity_graph, fit_gaussians, held_out_scores
 from stages.export.graph import check_and_save
+from stages.export.heatmap import heatmap_graph
 from stages.export.provenance import digests, git_revision, read_source, versions
 from stages.export.triton import write_repository
-from stages.export.variants import Demands, Judged, ship_variants, split_evenly
+from stages.export.variants import Demands, Judged, run_core, ship_variants, split_evenly
 from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, digest, load_checkpoint
-from stages.shared.dataset import Manifest, TrainSplit, load_manifest, load_test_pixels, load_train_split
+from stages.shared.dataset import Manifest, TrainSplit, fixed_crops, load_manifest, load_test_pixels, load_train_split
 from stages.shared.files import write_json
 from stages.shared.inference import predict_logits
-from stages.shared.params import Params, load_params
+from stages.shared.params import Decision, Params, class_shares, load_params
 from stages.shared.reference import Reference, save_reference
-from stages.shared.shipped_files import CORE, FILES, MODEL, ON_CROPS
-from stages.shared.transforms import Transform, network_input, resize_center_crop
+from stages.shared.reproducibility import describe_machine
+from stages.shared.shipped_files import CORE, FEATURES, FILES, MODEL, ON_CROPS, UNIT_FEATURES
+from stages.shared.transforms import Transform, network_input
 
 NUM_CALIBRATION, NUM_JUDGED = 128, 256  # training images
 CPU = torch.device("cpu")
@@ -40,17 +46,24 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     params = load_params()
-    checkpoint = artifacts.train_dir(params.export.recipe) / "checkpoint.safetensors"
+    recipe = artifacts.selected_recipe(params.export.recipe)
+    checkpoint = artifacts.train_dir(recipe) / "checkpoint.safetensors"
     model, facts = load_checkpoint(checkpoint)
     manifest, train = load_manifest(artifacts.MANIFEST), load_train_split(artifacts.TRAIN_SPLIT)
     check_same_data(str(checkpoint), facts, manifest)
-    metadata = describe(facts, digest(model))
 
     core = export_core(model, facts.transform.crop, params.export.opset)
+    folds = read_folds(artifacts.INSPECTION / "folds.npz", len(train))
+    familiarity, num_held_out = learn_familiarity(core, train, folds, facts.transform)
+    extras = [familiarity, *([heatmap_graph(core, params.export.opset)] if params.export.heatmap else [])]
+    validation = read_validation(artifacts.train_dir(recipe) / "validation.npz")
+    thresholds = decide(params.decision, validation, facts.class_names, num_held_out)
+    metadata = describe(facts, digest(model)) | {"thresholds": json.dumps(thresholds, ensure_ascii=False)}
+
     check_and_save(artifacts.ROOT / CORE.path, core, metadata)
-    check_and_save(artifacts.ROOT / MODEL.path, deployable(core, facts.transform), metadata)
+    check_and_save(artifacts.ROOT / MODEL.path, deployable(core, extras, facts.transform), metadata)
     on_crops = metadata | {"input": f"uint8 [batch, {facts.transform.crop}, {facts.transform.crop}, 3], sRGB, upright"}
-    check_and_save(artifacts.ROOT / ON_CROPS.path, deployable_on_crops(core, facts.transform), on_crops)
+    check_and_save(artifacts.ROOT / ON_CROPS.path, deployable_on_crops(core, extras, facts.transform), on_crops)
     print(f"{artifacts.MODEL}: {artifacts.MODEL.stat().st_size / 1e6:.1f} MB, opset {params.export.opset}", flush=True)
 
     test_pixels = load_test_pixels(artifacts.TEST_SPLIT)
@@ -61,13 +74,13 @@ def main() -> None:
     save_reference(artifacts.EXPORT / "reference.safetensors", reference, test_pixels, metadata["weights_digest"])
 
     to_calibrate, to_judge = split_evenly(len(train), NUM_CALIBRATION, NUM_JUDGED)
-    judged_crops = as_tested(train, to_judge, facts.transform)
+    judged_crops = fixed_crops(train, to_judge, facts.transform)
     variants = ship_variants(
         artifacts.ROOT,
         core,
-        lambda reduced: deployable(reduced, facts.transform),
+        lambda reduced: deployable(reduced, [familiarity], facts.transform),
         metadata,
-        calibration=network_input(as_tested(train, to_calibrate, facts.transform), facts.transform),
+        calibration=network_input(fixed_crops(train, to_calibrate, facts.transform), facts.transform),
         judged=Judged(
             images=network_input(judged_crops, facts.transform),
             labels=train.labels[to_judge],
@@ -79,7 +92,54 @@ def main() -> None:
         print(f"{variant['file']}: {variant['reason'] or 'shipped'}", flush=True)
 
     write_repository(artifacts.EXPORT / "triton", artifacts.MODEL, facts.class_names)
-    write_json(artifacts.EXPORT / "export.json", provenance(params, facts, metadata, variants))
+    write_json(artifacts.EXPORT / "export.json", provenance(params, recipe, facts, metadata, variants))
+
+
+def read_folds(path: Path, num_images: int) -> np.ndarray:
+    """Each training row's fold (n,), -1 where it was taken out."""
+    with np.load(path) as file:
+        folds: np.ndarray = file["fold"]
+    if folds.shape != (num_images,):
+        raise ValueError(f"{path}: {len(folds)} folds for {num_images} training images; run inspect again")
+    return folds
+
+
+def read_validation(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Out-of-fold logits (n, classes) and labels (n,) of training images; None for a recipe that was not validated."""
+    if not path.is_file():
+        return None
+    with np.load(path) as file:
+        return (file["logits"], file["label"]) if len(file["label"]) else None
+
+
+def learn_familiarity(
+    core: ModelProto, train: TrainSplit, folds: np.ndarray, transform: Transform
+) -> tuple[ModelProto, int]:
+    """The graph that scores features, and the number of held-out training images that its scale is made of."""
+    blocks = np.array_split(np.arange(len(train)), max(1, len(train) // 256))  # normalised images are large
+    features = np.concatenate(
+        [run_core(core, network_input(fixed_crops(train, rows, transform), transform), FEATURES) for rows in blocks]
+    )
+    scores = held_out_scores(features, train.labels, folds)
+    kept = folds >= 0
+    gaussians = fit_gaussians(features[kept], train.labels[kept])
+    return familiarity_graph(gaussians, scores, core.opset_import[0].version), len(scores)
+
+
+def decide(
+    decision: Decision,
+    validation: tuple[np.ndarray, np.ndarray] | None,
+    class_names: tuple[str, ...],
+    num_held_out: int,
+) -> dict[str, Any]:
+    """What goes into the files as `thresholds`: {"familiarity": …, "probability": {class: …}}."""
+    thresholds: dict[str, Any] = {"familiarity": familiarity_threshold(num_held_out, decision.max_refused)}
+    demanded = class_shares(decision.min_precision)
+    if demanded and validation is None:
+        raise ValueError("decision.min_precision needs validated predictions: set the recipe's validation to folds")
+    if demanded and validation is not None:
+        thresholds["probability"] = probability_thresholds(*validation, class_names, demanded)
+    return thresholds
 
 
 def check_same_data(checkpoint: str, facts: Facts, manifest: Manifest) -> None:
@@ -101,23 +161,18 @@ def describe(facts: Facts, weights_digest: str) -> dict[str, str]:
             f"{longest} pixels); a fourth channel is alpha, laid on white"
         ),
         "test_transform": json.dumps(asdict(facts.transform), sort_keys=True),
-        "output": "float32 [batch, classes], probabilities in the order of class_names",
+        "output": "probabilities float32 [batch, classes] in the order of class_names; familiarity float32 [batch] in [0, 1]",
+        "features": UNIT_FEATURES,
         "weights_digest": weights_digest,
         "data_digest": facts.data_digest,
         "recipe": facts.recipe,
     }
 
 
-def as_tested(train: TrainSplit, rows: np.ndarray, transform: Transform) -> np.ndarray:
-    """uint8 (n, crop, crop, 3): TRAINING images under the test transform, without the canvas around them."""
-    images = (train.pixels[row][: train.sizes[row][0], : train.sizes[row][1]] for row in rows)
-    return np.stack([resize_center_crop(image, transform.resize, transform.crop) for image in images])
-
-
 def provenance(
-    params: Params, facts: Facts, metadata: dict[str, str], variants: list[dict[str, Any]]
+    params: Params, recipe: str, facts: Facts, metadata: dict[str, str], variants: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    init = params.train[params.export.recipe].init
+    init = params.train[recipe].init
     left_out = {row["file"] for row in variants if not row["shipped"]}
     files = [artifacts.ROOT / file.path for file in FILES if file.name not in left_out]
     source = None if init == "random" else read_source(artifacts.SOURCE_MODEL / "source.json")
@@ -128,13 +183,14 @@ def provenance(
         "metadata": metadata,
         "git": git_revision(),
         "versions": versions(),
+        "machine": describe_machine(CPU)["device"],
         "params": {
             **params.model_dump(
                 mode="json",
-                include={"seed", "dataset", "model", "preprocess", "export"},
+                include={"seed", "dataset", "model", "preprocess", "export", "decision"},
                 exclude={"dataset": {"source"}, "model": {"weights"}},  # they may hold secrets; below they are masked
             ),
-            "train": {params.export.recipe: params.train[params.export.recipe].model_dump(mode="json")},
+            "train": {recipe: params.train[recipe].model_dump(mode="json")},
         },
         "data": {"digest": facts.data_digest, "source": read_source(artifacts.SOURCE_DATASET / "source.json")},
         "weights": {

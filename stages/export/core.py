@@ -1,17 +1,18 @@
-"""core.onnx: normalised float images in, logits out; the network alone, and the subject of parity."""
+"""Export the network alone: normalised images in, logits and the last features out."""
 
 import copy
+import math
 import warnings
 
 import onnx
 import onnx_ir as ir
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
 from stages.export.graph import clean
 from stages.export.static_shapes import fold_shapes
-from stages.shared.shipped_files import LOGITS, NORMALIZED
+from stages.shared.shipped_files import FEATURES, LOGITS, NORMALIZED
 
 
 class GlobalMean(nn.Module):
@@ -25,7 +26,9 @@ class GlobalMean(nn.Module):
 
 
 def export_core(model: nn.Module, crop: int, opset: int) -> ModelProto:
-    """The network as ONNX: float32 (batch, 3, crop, crop) -> float32 (batch, classes), only the batch dynamic.
+    """The network as ONNX: float32 (batch, 3, crop, crop) -> logits (batch, classes), features (batch, d).
+
+    Only the batch is dynamic.
 
     Raises ValueError when torch cannot export the architecture.
     """
@@ -58,7 +61,10 @@ def _finish(core: ModelProto, crop: int, opset: int) -> ModelProto:
     for value in (*core.graph.input, *core.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     fold_shapes(core, NORMALIZED, (3, crop, crop))
-    return _named_plainly(clean(core))
+    _pool_plainly(core)
+    core = _named_plainly(clean(core))
+    _add_features(core)
+    return clean(core)
 
 
 def _named_plainly(core: ModelProto) -> ModelProto:
@@ -71,6 +77,38 @@ def _named_plainly(core: ModelProto) -> ModelProto:
             if value not in outputs:
                 value.name = f"core_{index}" if place == 0 else f"core_{index}_{place}"
     return ir.to_proto(graph)
+
+
+def _pool_plainly(core: ModelProto) -> None:
+    """GlobalAveragePool for means over height and width: ReduceMean of opset 18 is unknown to some runtimes."""
+    constants = {tensor.name: tensor for tensor in core.graph.initializer}
+    for node in core.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        keeps = all(item.i == 1 for item in node.attribute if item.name == "keepdims")
+        if keeps and sorted(numpy_helper.to_array(constants[node.input[1]]).tolist()) in ([2, 3], [-2, -1]):
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+
+
+def _add_features(core: ModelProto) -> None:
+    """Make what the last layer takes a second output, FEATURES (batch, d); of maps (SqueezeNet), their means."""
+    nodes, num_classes = core.graph.node, core.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    makers = {name: node for node in nodes for name in node.output}
+    last = makers[LOGITS]
+    while last.op_type not in ("Gemm", "MatMul", "Conv"):
+        last = makers[last.input[0]]
+    (weights,) = [tensor for tensor in core.graph.initializer if tensor.name == last.input[1]]
+    found = last.input[0]
+    if last.op_type == "Conv":
+        nodes.append(helper.make_node("GlobalAveragePool", [found], ["feature_means"], name="feature_means"))
+        nodes.append(helper.make_node("Flatten", ["feature_means"], [FEATURES], name="feature_flat", axis=1))
+    else:
+        for node in nodes:
+            node.input[:] = [FEATURES if name == found else name for name in node.input]
+            node.output[:] = [FEATURES if name == found else name for name in node.output]
+    num_features = math.prod(weights.dims) // num_classes
+    core.graph.output.append(helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, ["batch", num_features]))
 
 
 def _with_global_mean(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The files that answer by themselves: the test transform, the network and softmax in one graph."""
+"""Join the test transform, the network, softmax and further outputs into one graph."""
 
 from collections.abc import Sequence
 
@@ -19,16 +19,23 @@ softmax (float[batch, {num_classes}] {logits}) => (float[batch, {num_classes}] {
 """
 
 
-def deployable(core: ModelProto, transform: Transform) -> ModelProto:
-    """uint8 (batch, height, width, 3 or 4) -> float32 (batch, classes): the test transform, `core`, softmax."""
-    opset = core.opset_import[0].version
-    return chain([transform_graph(transform, opset), core, softmax_graph(core, opset)], [PROBABILITIES])
+def deployable(core: ModelProto, extras: Sequence[ModelProto], transform: Transform) -> ModelProto:
+    """uint8 (batch, height, width, 3 or 4) -> probabilities (batch, classes), and an output of each of `extras`.
+
+    `core` gives logits and features, of which the extras make more (familiarity, a heatmap).
+    """
+    return _answering(transform_graph(transform, core.opset_import[0].version), core, extras)
 
 
-def deployable_on_crops(core: ModelProto, transform: Transform) -> ModelProto:
-    """uint8 (batch, crop, crop, 3) -> float32 (batch, classes), for callers who resize by themselves."""
-    opset = core.opset_import[0].version
-    return chain([crops_graph(transform, opset), core, softmax_graph(core, opset)], [PROBABILITIES])
+def deployable_on_crops(core: ModelProto, extras: Sequence[ModelProto], transform: Transform) -> ModelProto:
+    """uint8 (batch, crop, crop, 3) -> the same, for callers who resize by themselves."""
+    return _answering(crops_graph(transform, core.opset_import[0].version), core, extras)
+
+
+def _answering(transform: ModelProto, core: ModelProto, extras: Sequence[ModelProto]) -> ModelProto:
+    softmax = softmax_graph(core, core.opset_import[0].version)
+    outputs = [PROBABILITIES, *(extra.graph.output[0].name for extra in extras)]
+    return chain([transform, core, softmax, *extras], outputs)
 
 
 def softmax_graph(core: ModelProto, opset: int) -> ModelProto:

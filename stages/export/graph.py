@@ -1,4 +1,4 @@
-"""What every exported graph goes through: unused parts and traces of this machine removed, metadata, the checker, the file."""
+"""Clean, check and write ONNX graphs."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The test transform as an ONNX graph that every runtime computes alike: uint8 images of any size in, normalised crops out.
+"""Write the test transform as an ONNX graph that every runtime computes alike.
 
 The resize is not ONNX's Resize. Runtimes leave its antialiasing out without a word (OpenVINO answers up to 0.12 in
 probability away, TensorRT and CoreML have the same gap), and ONNX Runtime's own rounds 1 % of the pixels away from Pillow's.

@@ -1,4 +1,4 @@
-"""export.json: everything about this export that is not in the file itself, because it would change the file's bytes."""
+"""Record what an export was made from: export.json, beside the files, whose bytes it would change."""
 
 import platform
 import subprocess

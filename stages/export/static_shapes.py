@@ -1,4 +1,4 @@
-"""Shape arithmetic folded into constants.
+"""Fold shape arithmetic into constants.
 
 Where the batch is dynamic the exporter computes the shapes of reshapes in the graph (ViT, Swin). ONNX Runtime runs such
 arithmetic on the CPU, so a session that must stay on CUDA refuses the model. Only the batch varies: a shape is evaluated

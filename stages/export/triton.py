@@ -1,11 +1,11 @@
-"""A model repository for NVIDIA Triton: artifacts/export/triton/classifier/{config.pbtxt,labels.txt,1/model.onnx}."""
+"""Write a model repository for NVIDIA Triton: config.pbtxt, labels.txt, 1/model.onnx."""
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.shared.files import replacing, write_text
-from stages.shared.shipped_files import IMAGE, PROBABILITIES
+from stages.shared.shipped_files import FAMILIARITY, IMAGE, PROBABILITIES
 
 NAME = "classifier"
 MAX_BATCH = 64
@@ -28,6 +28,12 @@ output [
     data_type: TYPE_FP32
     dims: [ {num_classes} ]
     label_filename: "labels.txt"
+  }},
+  {{
+    name: "{familiarity}"
+    data_type: TYPE_FP32
+    dims: [ 1 ]
+    reshape: {{ shape: [ ] }}  # one number an image
   }}
 ]
 # Requests whose images have one size and as many channels are joined, waiting at most this long for company.
@@ -57,7 +63,12 @@ def write_repository(root: Path, model_path: Path, class_names: Sequence[str]) -
     """Write the repository under `root`; start it with `tritonserver --model-repository=<root>`."""
     folder = root / NAME
     config = CONFIG.format(
-        name=NAME, max_batch=MAX_BATCH, image=IMAGE, probabilities=PROBABILITIES, num_classes=len(class_names)
+        name=NAME,
+        max_batch=MAX_BATCH,
+        image=IMAGE,
+        probabilities=PROBABILITIES,
+        familiarity=FAMILIARITY,
+        num_classes=len(class_names),
     )
     write_text(folder / "config.pbtxt", config)
     write_text(folder / "labels.txt", "".join(f"{name}\n" for name in class_names))

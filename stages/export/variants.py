@@ -1,4 +1,4 @@
-"""The network in float16 and int8: how each is made, and whether it is good and fast enough to be shipped.
+"""Make the network in float16 and int8, and ship what is accurate and fast enough.
 
 All is judged on training images. Those that the ranges of the activations were taken from are not among the judged.
 """
@@ -134,11 +134,11 @@ def split_evenly(num_images: int, num_calibration: int, num_judged: int) -> tupl
     return rows[is_calibration], rows[~is_calibration]
 
 
-def run_core(core: ModelProto, images: np.ndarray) -> np.ndarray:
-    """Logits (n, classes) of normalised images, by ONNX Runtime on the CPU."""
+def run_core(core: ModelProto, images: np.ndarray, output: str = LOGITS) -> np.ndarray:
+    """An output (n, …) of the network for normalised images (n, 3, crop, crop), by ONNX Runtime on the CPU."""
     session = _session(core)
     starts = range(0, len(images), BATCH)
-    return np.concatenate([session.run([LOGITS], {NORMALIZED: images[start : start + BATCH]})[0] for start in starts])
+    return np.concatenate([session.run([output], {NORMALIZED: images[start : start + BATCH]})[0] for start in starts])
 
 
 def speedup(core: ModelProto, reduced: ModelProto, images: np.ndarray) -> float:

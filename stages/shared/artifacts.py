@@ -1,5 +1,6 @@
 """Where every artifact lives, relative to the project's root. The folders are named after the stages that write them."""
 
+import json
 from pathlib import Path
 
 ROOT = Path("artifacts")
@@ -27,6 +28,9 @@ INSPECTION = ROOT / "inspect"  # report.json, folds.npz, and the pictures that t
 # zero_shot
 ZERO_SHOT = ROOT / "zero_shot" / "metrics.json"
 
+# select
+SELECTION = ROOT / "selection.json"  # the recipe that is exported, and why
+
 # compare, export, check_parity, report
 COMPARISON = ROOT / "comparison.json"  # beside it comparison.md and comparison.png
 MODEL = ROOT / "model.onnx"
@@ -35,6 +39,11 @@ PARITY = ROOT / "parity.json"  # beside it parity.md
 REPORT = ROOT / "report.html"
 METRICS = ROOT / "metrics.json"  # the few numbers that DVC compares
 MODEL_CARD = ROOT / "MODEL_CARD.md"
+
+
+def selected_recipe(named: str) -> str:
+    """The recipe that is exported: what select chose where `named` (export.recipe) is `auto`, else `named`."""
+    return str(json.loads(SELECTION.read_text(encoding="utf-8"))["recipe"]) if named == "auto" else named
 
 
 def source_weights(weights: str) -> Path:

@@ -1,4 +1,7 @@
-"""Which tensors of an ONNX graph are arithmetic on shapes: ONNX Runtime computes those on the CPU, wherever the rest runs."""
+"""Find the tensors of an ONNX graph that are arithmetic on shapes.
+
+ONNX Runtime computes those on the CPU, wherever the rest runs.
+"""
 
 from onnx import GraphProto
 

@@ -1,6 +1,7 @@
 """params.yaml as one frozen, typed, validated object. It stops at a stage's `main`."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,13 @@ def known_row(text: str) -> str:
     return text
 
 
+def known_share(text: str) -> str:
+    name, _, share = text.rpartition("@")
+    if not name or not re.fullmatch(r"0?\.\d+", share):
+        raise ValueError("write class@share, as hotdog@0.95")
+    return text
+
+
 Architecture = Annotated[str, AfterValidator(known_architecture)]
 RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -52,6 +60,7 @@ Side = Annotated[int, Field(ge=8, le=8192)]  # pixels
 Rate = Annotated[float, Field(gt=0, lt=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 ClassRow = Annotated[str, AfterValidator(known_row)]  # a target class and the source model's row for it, as hotdog@934
+ClassShare = Annotated[str, AfterValidator(known_share)]  # a class and a share of its answers, as hotdog@0.95
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
 
@@ -171,6 +180,12 @@ class Export(Section):
     opset: Annotated[int, Field(ge=18, le=21)]  # at 22 and above MaxPool falls back to the CPU under CUDA
     max_accuracy_drop: Annotated[float, Field(ge=0, le=1)]
     min_speedup: Annotated[float, Field(ge=0, lt=100)]
+    heatmap: bool
+
+
+class Decision(Section):
+    max_refused: Annotated[float, Field(ge=0, le=0.5)]
+    min_precision: list[ClassShare]
 
 
 class Parity(Section):
@@ -194,11 +209,12 @@ class Params(Section):
     inspect: Inspect
     evaluate: Evaluate
     export: Export
+    decision: Decision
     parity: Parity
 
     @model_validator(mode="after")
     def exported_recipe_exists(self) -> "Params":
-        if self.export.recipe not in self.train:
+        if self.export.recipe not in (*self.train, "auto"):
             raise ValueError(
                 f"export.recipe is {self.export.recipe!r}, which is not among train's recipes: {', '.join(self.train)}"
             )
@@ -208,6 +224,11 @@ class Params(Section):
 def class_rows(texts: Sequence[str]) -> dict[str, int]:
     """Target class -> class index of the source model, of a list of `class@row`."""
     return {name: int(row) for name, _, row in (text.rpartition("@") for text in texts)}
+
+
+def class_shares(texts: Sequence[str]) -> dict[str, float]:
+    """Class -> share, of a list of `class@share`."""
+    return {name: float(share) for name, _, share in (text.rpartition("@") for text in texts)}
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

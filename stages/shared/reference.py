@@ -1,4 +1,4 @@
-"""The stored reference: the network's logits of the test split in float64, which parity is judged against. No labels.
+"""Store the network's float64 logits of the test split, without labels; parity is judged by them.
 
 It is bound to the weights and to the crops by their digests. The crops themselves are not copied: they are
 preprocess/test/pixels.npy, a tracked output already, and a hundred megabytes for the default experiment.

@@ -1,4 +1,4 @@
-"""The ONNX files that the pipeline ships: what each takes, in which precision, and where it is meant to run.
+"""List the ONNX files that are shipped: what each takes, in which precision, and where it runs.
 
 To add a precision: a line here, its limit in params.yaml and params.py, and how it is made in export/variants.py.
 """
@@ -13,6 +13,10 @@ CROPS = "crops"  # uint8 (batch, crop, crop, 3): resized and cropped by the call
 PIXELS = "test_pixels"  # float32 (batch, 3, crop, crop), whole numbers in 0..255: resized and cropped
 NORMALIZED = "normalized"  # float32 (batch, 3, crop, crop): what the network is fed
 LOGITS = "logits"  # float32 (batch, classes)
+FEATURES = "features"  # float32 (batch, d): what the last layer takes
+UNIT_FEATURES = "unit_features"  # float32 (batch, d): scaled to length 1
+FAMILIARITY = "familiarity"  # float32 (batch,), in [0, 1]: share of held-out training images that look less familiar
+HEATMAP = "heatmap"  # float32 (batch, rows, columns), not negative, over the crop; only with export.heatmap
 PROBABILITIES = "probabilities"  # float32 (batch, classes)
 
 
