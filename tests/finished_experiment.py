@@ -1,19 +1,24 @@
-"""An experiment's files up to evaluate, written by the stages' own writers from drawn logits: no training, no torch."""
+"""An experiment's files up to evaluate, written by the stages' own writers from drawn logits: no training."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stages.evaluate.measure import measure
 from stages.evaluate.scores import predictions_from
 from stages.evaluate.tables import write_curves, write_predictions
 from stages.shared import artifacts
+from stages.shared.checkpoint import Facts, save_checkpoint
 from stages.shared.dataset import Manifest, TestFile, load_test_files, save_manifest, save_test_files
 from stages.shared.files import write_json, write_text
 from stages.shared.metrics import softmax
+from stages.shared.model import build_model
 from stages.shared.transforms import Transform
 from tests.experiment import write_params
+
+TRANSFORM = Transform(32, 32, (0.5,) * 3, (0.5,) * 3)
 
 
 def write_split(class_names: Sequence[str], num_images: int, *, file_name: str = "{:03}.png") -> np.ndarray:
@@ -25,8 +30,7 @@ def write_split(class_names: Sequence[str], num_images: int, *, file_name: str =
     np.save(artifacts.TEST_SPLIT / "labels.npy", labels)
     files = [TestFile(f"test/{class_names[label]}/{file_name.format(i)}", "0" * 64) for i, label in enumerate(labels)]
     save_test_files(artifacts.TEST_SPLIT, files)
-    transform = Transform(32, 32, (0.5,) * 3, (0.5,) * 3)
-    facts = {"digest": "d" * 64, "transform": transform, "max_side": 32, "side": 32}
+    facts = {"digest": "d" * 64, "transform": TRANSFORM, "max_side": 32, "side": 32}
     save_manifest(artifacts.MANIFEST, Manifest(class_names=tuple(class_names), train=(), **facts))
     return labels
 
@@ -47,6 +51,10 @@ def write_run(recipe: str, class_names: Sequence[str], labels: np.ndarray, *, sk
     header = "epoch,train_loss,train_accuracy,examples_per_second,seconds"
     write_text(artifacts.train_dir(recipe) / "history.csv", "\n".join([header, *rows]) + "\n")
     write_evaluation(recipe, class_names, labels, logits)
+    torch.manual_seed(0)
+    model = build_model("squeezenet1_1", len(class_names), 32)
+    facts = Facts("squeezenet1_1", tuple(class_names), TRANSFORM, recipe, 0, None, "d" * 64)
+    save_checkpoint(artifacts.train_dir(recipe) / "checkpoint.safetensors", model, facts)
 
 
 def write_evaluation(recipe: str, class_names: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
@@ -76,5 +84,7 @@ def write_export(class_names: Sequence[str]) -> None:
         "data": {"source": None},
         "weights": weights,
         "variants": [],
+        "metadata": {"thresholds": '{"familiarity": 0.01}'},
+        "machine": "cpu (a processor)",
     }
     write_json(artifacts.EXPORT / "export.json", content)

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from masking import masked
 from stages.compare.__main__ import main as compare
 from stages.report.__main__ import main
 from stages.report.figures import draw_confusion
-from stages.report.runs import most_confident_mistakes
+from stages.report.heatmaps import grad_cam, overlay
+from stages.report.parity import Cell, summarize_parity
+from stages.report.runs import read_csv, show, surest_mistakes, surest_right
 from stages.report.tables import flatten, fold_intervals
 from stages.shared import artifacts
 from stages.shared.files import write_json, write_text
+from stages.shared.model import build_model
+from stages.shared.transforms import Transform
 from tests.finished_experiment import write_evaluation, write_experiment
 
 HOSTILE = '<script>alert("1")</script> & $x$'
@@ -43,6 +49,35 @@ def plain(plain_folder):
     return report_in(plain_folder, write_experiment)
 
 
+def parity_row(runtime: str, verdict: str, **more: object) -> dict[str, object]:
+    """A row as check_parity writes it."""
+    usual = {"precision": "fp32", "subject": "core.onnx", "check": "agrees", "batch": None, "mode": "", "reason": ""}
+    return {"runtime": runtime, "verdict": verdict, **usual, "max_error": None, "limit": None, **more}
+
+
+def test_parity_is_one_matrix_and_says_why_a_cell_failed_or_was_not_run():
+    timed = {"batch": 1, "p50_ms": 4.0, "images_per_second": 250.0, "check": "latency, batch 1"}
+    rows = [
+        parity_row("torch CPU", "passed", max_error=1e-6, limit=2e-5),
+        parity_row("torch CPU", "passed", **timed),
+        parity_row("torch CPU", "passed", **{**timed, "mode": "compiled", "p50_ms": 3.0}),
+        parity_row("torch CPU", "passed", **{**timed, "batch": 32, "p50_ms": 90.0, "images_per_second": 355.0}),
+        parity_row("CUDA", "not run: no CUDA device", precision="fp16"),
+        parity_row("OpenVINO", "passed", max_error=1e-4, limit=2e-3),
+        parity_row("OpenVINO", "failed", max_error=0.1, limit=2e-3, reason="probability off"),
+        parity_row("file", "passed", precision=""),
+    ]
+    parity = summarize_parity(rows)
+    assert parity.counts == {"passed": 6, "failed": 1, "not run": 1}
+    assert parity.precisions == ["fp32", "fp16"]
+    assert list(parity.runtimes) == ["torch CPU", "CUDA", "OpenVINO"]
+    assert parity.runtimes["torch CPU"]["fp32"] == Cell("passed", "", 1e-6, 2e-5, 3.0, 355.0)
+    assert parity.runtimes["CUDA"]["fp16"] == Cell("not run", "no CUDA device", None, None, None, None)
+    assert parity.runtimes["OpenVINO"]["fp32"] == Cell("failed", "probability off", 0.1, 2e-3, None, None)
+    assert [row["runtime"] for row in parity.failed] == ["OpenVINO"]
+    assert len(parity.details["torch CPU"]) == 4
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The page of an experiment with HTML wherever a name can stand, and with every optional part."""
@@ -50,8 +85,8 @@ def hostile(tmp_path_factory):
     def write() -> None:
         write_experiment(class_names=(HOSTILE, "other"))
         rows = [
-            {"runtime": "CPU", "verdict": "passed", "max_error": 1.25e-6},
-            {"runtime": HOSTILE, "verdict": "not run", "reason": "no CUDA device", HOSTILE: HOSTILE},
+            parity_row("CPU", "passed", max_error=1.25e-6, limit=2e-5),
+            parity_row(HOSTILE, "not run: no CUDA device", reason=HOSTILE, subject=HOSTILE),
         ]
         write_json(artifacts.PARITY, {"rows": rows})
         sweep = artifacts.ROOT / "sweeps" / "<b>"
@@ -108,7 +143,7 @@ def test_a_score_and_its_interval_are_one_cell():
 
 
 def test_parity_and_sweeps_appear_once_their_files_are_there(plain, hostile):
-    for text in ('id="parity"', "no CUDA device", "1.25e-06", 'id="ablations"', "layer4", "data:image/svg+xml;base64,"):
+    for text in ('id="parity"', "no CUDA device", "1.2e-06", 'id="ablations"', "layer4", "data:image/svg+xml;base64,"):
         assert text in hostile
         assert text not in plain
 
@@ -138,7 +173,9 @@ def test_ids_are_unique_and_links_reach_them(plain):
 def test_pictures_and_tables_can_be_read_aloud(hostile):
     page = Page(hostile)
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
-    assert all(attrs.get("aria-hidden") == "true" for tag, attrs in page.tags if tag == "svg")
+    assert all(attrs.get("role") == "img" for tag, attrs in page.tags if tag == "svg")
+    titles = re.findall(r"<svg[^>]*>\s*<title>([^<]+)</title>", hostile)
+    assert len(titles) == sum(tag == "svg" for tag, _ in page.tags) == len(set(titles))
     assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
 
 
@@ -165,16 +202,83 @@ def test_recipe_without_mistakes_says_so(one_class):
     assert one_class.count("every test image was classified correctly") == 1
 
 
-def test_mistakes_come_surest_first_with_their_own_pixels():
+def test_mistakes_and_right_answers_come_surest_first():
     rows = [
         {"path": "a", "label": "x", "prediction": "y", "p_x": "0.4", "p_y": "0.6", "correct": "0"},
         {"path": "b", "label": "x", "prediction": "x", "p_x": "1", "p_y": "0", "correct": "1"},
         {"path": "c", "label": "x", "prediction": "y", "p_x": "0.1", "p_y": "0.9", "correct": "0"},
+        {"path": "d", "label": "y", "prediction": "y", "p_x": "0.1", "p_y": "0.9", "correct": "1"},
+        {"path": "e", "label": "y", "prediction": "y", "p_x": "0", "p_y": "1", "correct": "1"},
     ]
-    pixels = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 100, 250)])
-    mistakes = most_confident_mistakes(rows, pixels, 8)
-    assert [mistake.path for mistake in mistakes] == ["c", "a"]
-    assert mistakes[0].picture == most_confident_mistakes(rows[2:], pixels[2:], 1)[0].picture != mistakes[1].picture
+    assert surest_mistakes(rows, 8) == [2, 0]
+    assert surest_mistakes(rows, 1) == [2]
+    assert surest_right(rows, 1, 6) == [1, 4]
+    assert surest_right(rows, 2, 1) == [1]
+
+
+def test_answers_show_their_own_pixels(plain_folder, plain):
+    with contextlib.chdir(plain_folder):
+        rows = read_csv(artifacts.evaluate_dir("finetune") / "predictions.csv", "evaluate")
+        pixels = np.load(artifacts.TEST_SPLIT / "pixels.npy")
+        both, second = show("finetune", rows, pixels, [3, 7]), show("finetune", rows, pixels, [7])
+    assert [answer.path for answer in both] == [rows[3]["path"], rows[7]["path"]]
+    assert both[1].picture == second[0].picture != both[0].picture
+    assert both[1].heatmap
+    assert both[1].heatmap != both[1].picture
+
+
+class Spot(nn.Module):
+    """Logits (batch, 2): how red the picture is, where the kernel says so, and nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 4, 1, bias=False)
+        self.head = nn.Linear(4, 2, bias=False)
+        with torch.no_grad():
+            self.maps.weight.zero_()
+            self.maps.weight[0, 0] = 1.0
+            self.head.weight.zero_()
+            self.head.weight[0, 0] = 1.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.maps(images).mean((2, 3)))
+
+
+def red_corner() -> np.ndarray:
+    crops = np.zeros((1, 16, 16, 3), np.uint8)
+    crops[0, :8, :8, 0] = 255
+    return crops
+
+
+def test_map_is_high_where_the_class_is_and_nowhere_else():
+    transform = Transform(16, 16, (0.0,) * 3, (1.0,) * 3)
+    heat = grad_cam(Spot(), red_corner(), [0], transform)
+    assert heat is not None
+    assert heat[0, :8, :8].min() == 1
+    assert heat[0, 8:].max() == heat[0, :, 8:].max() == 0
+    shown = overlay(red_corner()[0], heat[0])
+    assert (shown[12:, 12:] == 0).all()
+    assert (shown[:4, :4] != red_corner()[0, :4, :4]).any()
+
+
+def test_map_changes_when_the_weights_are_shuffled():
+    """The sanity check of Adebayo et al. (2018): a map that does not is an edge detector."""
+    torch.manual_seed(0)
+    model, transform = build_model("squeezenet1_1", 2, 64).eval(), Transform(64, 64, (0.5,) * 3, (0.5,) * 3)
+    crops = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    before = grad_cam(model, crops, [0, 1, 0, 1], transform)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+    after = grad_cam(model, crops, [0, 1, 0, 1], transform)
+    assert before is not None
+    assert after is not None
+    assert np.abs(np.corrcoef(before.ravel(), after.ravel())[0, 1]) < 0.5
+
+
+def test_transformers_have_no_map():
+    model = build_model("vit_b_16", 2, 32).eval()
+    assert grad_cam(model, np.zeros((1, 32, 32, 3), np.uint8), [0], Transform(32, 32, (0.5,) * 3, (0.5,) * 3)) is None
 
 
 def test_report_refuses_predictions_of_another_test_split(tmp_path, monkeypatch):

@@ -1,1 +1,1 @@
-"""One HTML file that shows an experiment, and its figures as PNG and SVG."""
+"""Show an experiment: one HTML file, its figures as PNG and SVG, and the model card."""

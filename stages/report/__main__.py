@@ -1,4 +1,4 @@
-"""The report stage: artifacts/report.html, one file that opens offline; its figures in artifacts/figures/; MODEL_CARD.md."""
+"""The report stage: report.html, one file that opens offline, its figures, and MODEL_CARD.md."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 from stages.report import figures
 from stages.report.card import model_card
 from stages.report.page import render
+from stages.report.parity import read_parity
 from stages.report.runs import Run, read_needed_json, read_run
 from stages.report.summary import summarize
-from stages.report.tables import facts_of, flatten, read_sweeps, read_table
+from stages.report.tables import facts_of, flatten, read_sweeps
 from stages.shared import artifacts, cli
 from stages.shared.dataset import load_manifest, load_test_pixels
 from stages.shared.files import write_json, write_text
@@ -27,14 +28,15 @@ def main() -> None:
         comparison=read_needed_json(artifacts.COMPARISON, "compare"),
         runs=runs,
         figures=draw_figures(FIGURES, runs),
-        exported=params.export.recipe,
-        parity=read_table(artifacts.PARITY),
+        exported=artifacts.selected_recipe(params.export.recipe),
+        parity=read_parity(artifacts.PARITY),
+        is_drawn=params.dataset.source == "synthetic",
         sweeps=read_sweeps(SWEEPS),
         provenance=provenance(runs, params.model_dump(mode="json")),
     )
     write_text(artifacts.REPORT, page)
     write_json(artifacts.METRICS, summarize(runs, artifacts.PARITY))
-    write_text(artifacts.MODEL_CARD, card(params.export.recipe))
+    write_text(artifacts.MODEL_CARD, card(artifacts.selected_recipe(params.export.recipe)))
     print(f"report: {artifacts.REPORT} ({len(page) / 2**20:.1f} MiB)", flush=True)
 
 
@@ -45,15 +47,11 @@ def task(class_names: Sequence[str]) -> str:
 def draw_figures(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
     """Name -> SVG for the page; `confusion` maps each recipe to its own. `roc` is None where no recipe has a curve."""
     histories = {run.recipe: run.history for run in runs}
-    has_roc = any(run.roc for run in runs)
+    curves, areas = {run.recipe: run.roc for run in runs}, {run.recipe: run.tested["roc_auc"] for run in runs}
     return {
         "loss": figures.draw_learning_curve(folder, "train_loss", "training loss", histories),
         "accuracy": figures.draw_learning_curve(folder, "train_accuracy", "training accuracy", histories),
-        "roc": figures.draw_roc(
-            folder, {run.recipe: run.roc for run in runs}, {run.recipe: run.tested["roc_auc"] for run in runs}
-        )
-        if has_roc
-        else None,
+        "roc": figures.draw_roc(folder, curves, areas) if any(curves.values()) else None,
         "calibration": figures.draw_calibration(folder, {run.recipe: run.calibration for run in runs}),
         "confusion": {
             run.recipe: figures.draw_confusion(folder, run.recipe, run.predictions, list(run.tested["per_class"]))
@@ -85,6 +83,7 @@ def card(recipe: str) -> str:
     return model_card(
         read_needed_json(artifacts.EXPORT / "export.json", "export"),
         artifacts.evaluate_dir(recipe),
+        read_parity(artifacts.PARITY),
         num_train=len(manifest.train),
         num_test=len(load_test_pixels(artifacts.TEST_SPLIT)),
     )

@@ -1,10 +1,12 @@
-"""MODEL_CARD.md, written from results: what the model is for, how good it is and how sure that is, where it fails."""
+"""Write MODEL_CARD.md from results: purpose, accuracy and its uncertainty, mistakes, limits."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.report.parity import Parity
 from stages.shared.files import read_json
 from stages.shared.shipped_files import FILES
 
@@ -21,8 +23,10 @@ LICENCES = {
 UNKNOWN_LICENCE = "Not known to this pipeline: ask whoever gave you the source weights before you pass the model on."
 
 
-def model_card(sidecar: Mapping[str, Any], evaluation: Path, *, num_train: int, num_test: int) -> str:
-    """Markdown, of export.json's content and the evaluate stage's folder."""
+def model_card(
+    sidecar: Mapping[str, Any], evaluation: Path, parity: Parity | None, *, num_train: int, num_test: int
+) -> str:
+    """Markdown, of export.json's content, the evaluate stage's folder and check_parity's rows."""
     facts = sidecar["facts"]
     names = facts["class_names"]
     sections = [
@@ -31,8 +35,9 @@ def model_card(sidecar: Mapping[str, Any], evaluation: Path, *, num_train: int, 
         _data(facts, sidecar, num_train, num_test),
         _accuracy(evaluation / "metrics.json"),
         _mistakes(evaluation / "predictions.csv"),
-        _limits(facts),
-        _files(sidecar["variants"]),
+        _limits(facts, sidecar["metadata"]),
+        _files(sidecar),
+        _runtimes(parity),
         "## Licence of the source weights\n\n" + _licence(sidecar),
     ]
     return "\n\n".join(sections) + "\n"
@@ -109,20 +114,25 @@ def _mistakes(predictions_path: Path) -> str:
     return "\n".join(lines)
 
 
-def _limits(facts: Mapping[str, Any]) -> str:
+def _limits(facts: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    thresholds = json.loads(metadata.get("thresholds", "{}"))
+    demanded = [f"{name} {value:.3f}" for name, value in thresholds.get("probability", {}).items()]
     return f"""## Limits
 
-It answers with one of its {len(facts["class_names"])} classes for every picture, also for one that shows none of them; a probability is
-no sign that the picture belongs to the task. Images are squashed to a square and only the centre is looked at: what lies
+Its probabilities are always those of its {len(facts["class_names"])} classes, also for a picture that shows none of them. The output
+`familiarity` says how like the training images a picture is: below {thresholds.get("familiarity", 0):.3f} the answer should not be used.
+Answers of a class count from this probability on: {", ".join(demanded) or "any"}. Images are squashed to a square and only the centre is looked at: what lies
 at the margins is not seen. The numbers above hold for pictures like the test images, and for no others. It was not tested
 for fairness, robustness to attacks, or any use in which a mistake does harm."""
 
 
-def _files(variants: Sequence[Mapping[str, Any]]) -> str:
+def _files(sidecar: Mapping[str, Any]) -> str:
     """What is shipped; the numbers of the reduced ones are of training images that they were not calibrated on."""
-    rows = {row["file"]: row for row in variants}
+    rows = {row["file"]: row for row in sidecar["variants"]}
     lines = [
         "## Files",
+        "",
+        f"Drop, error and speed of the files of less precision were seen on {sidecar['machine']}.",
         "",
         "| file | what it is | made for | drop of top-1 | largest error of a logit | shipped |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -133,6 +143,22 @@ def _files(variants: Sequence[Mapping[str, Any]]) -> str:
         shipped = f"no: {row['reason']}" if row.get("reason") else "yes"
         lines.append(f"| `{file.path}` | {file.purpose} | {', '.join(file.devices)} | {numbers} | {shipped} |")
     return "\n".join(lines)
+
+
+def _runtimes(parity: Parity | None) -> str:
+    lines = [
+        "## Runtimes",
+        "",
+        "`model.onnx` is made of plain operators of an old opset and resizes by matrix products, which runtimes compute",
+        "alike (ONNX's own Resize they do not). What was checked on the machine that made this card:",
+        "",
+        "| runtime | precision | verdict |",
+        "| --- | --- | --- |",
+    ]
+    for runtime, cells in (parity.runtimes if parity else {}).items():
+        for precision, cell in cells.items():
+            lines.append(f"| {runtime} | {precision} | {cell.verdict}{f': {cell.reason}' if cell.reason else ''} |")
+    return "\n".join(lines) if parity else "## Runtimes\n\nNot checked: run check_parity, then report again."
 
 
 def _licence(sidecar: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The report's figures, each saved as PNG and SVG; the SVG also goes into the page, in the page's own colours."""
+"""Draw the report's figures, as PNG, as SVG, and for the page in its own colours."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,10 @@ def draw_learning_curve(folder: Path, column: str, label: str, histories: Mappin
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-        return _save(figure, folder, column.replace("_", "-"))
+        ends = ", ".join(
+            f"{recipe} ends at {float(rows[-1][column]):.3f}" for recipe, rows in histories.items() if rows
+        )
+        return _save(figure, folder, column.replace("_", "-"), f"{label.capitalize()} over epochs: {ends}")
 
 
 def draw_roc(folder: Path, curves: Mapping[str, Rows], aucs: Mapping[str, float | None]) -> Markup:
@@ -57,7 +60,8 @@ def draw_roc(folder: Path, curves: Mapping[str, Rows], aucs: Mapping[str, float 
         axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.legend(loc="lower right")
-        return _save(figure, folder, "roc")
+        areas = ", ".join(f"{recipe} area {auc:.3f}" for recipe, auc in aucs.items() if auc is not None)
+        return _save(figure, folder, "roc", f"ROC curves: {areas}")
 
 
 def draw_calibration(folder: Path, curves: Mapping[str, Rows]) -> Markup:
@@ -73,7 +77,7 @@ def draw_calibration(folder: Path, curves: Mapping[str, Rows]) -> Markup:
             axes.scatter(x, y, s=12 + 110 * count / count.sum(), color=color, label=recipe, linewidths=0)
         axes.set(xlabel="confidence", ylabel="accuracy", aspect="equal", ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
         axes.legend(loc="upper left", markerscale=0.8)
-        return _save(figure, folder, "calibration")
+        return _save(figure, folder, "calibration", "Reliability diagram: accuracy over confidence, bin by bin")
 
 
 def draw_confusion(folder: Path, recipe: str, rows: Rows, class_names: Sequence[str]) -> Markup:
@@ -96,15 +100,21 @@ def draw_confusion(folder: Path, recipe: str, rows: Rows, class_names: Sequence[
         _name_classes(axes, class_names)
         axes.set(xlabel="predicted", ylabel="actual", aspect="equal")
         axes.invert_yaxis()
-        return _save(figure, folder, f"confusion-{recipe}")
+        right = f"{int(np.trace(table))} of {int(table.sum())} on the diagonal"
+        return _save(figure, folder, f"confusion-{recipe}", f"Confusion matrix of {recipe}: {right}")
 
 
-def _save(figure: Figure, folder: Path, name: str) -> Markup:
-    """Write name.png and name.svg, and return the SVG for the page. Equal numbers give equal bytes."""
+def _save(figure: Figure, folder: Path, name: str, title: str) -> Markup:
+    """Write name.png and name.svg, and return the SVG for the page. Equal numbers give equal bytes.
+
+    `title` is what a screen reader says of the picture.
+    """
     with replacing(folder / f"{name}.png") as part:
         figure.savefig(part, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     with matplotlib.rc_context({"svg.hashsalt": name}), replacing(folder / f"{name}.svg") as part:
-        figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+        figure.savefig(
+            part, format="svg", metadata={"Title": title, "Date": None, "Creator": None, "Type": None, "Format": None}
+        )
     return inline_svg((folder / f"{name}.svg").read_text(encoding="utf-8"), name)
 
 
@@ -113,7 +123,7 @@ def inline_svg(svg: str, name: str) -> Markup:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', svg, count=1)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
     for color, variable in VARIABLES.items():

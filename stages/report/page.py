@@ -1,4 +1,4 @@
-"""The page: template.html.j2 filled in, every string escaped on its way."""
+"""Fill in the page, every string escaped on its way."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ def render(*, comparison: Sequence[Mapping[str, Any]], **content: Any) -> str:
     )
     environment.filters |= {"cell": cell, "exact": exact, "verdict": verdict, "along": along, "points": points}
     template = environment.get_template("template.html.j2")
-    return template.render(content, comparison=comparison, scale=lowest_tenth(comparison))
+    validated = any(entry.get("validation_loss") is not None for entry in comparison)
+    return template.render(content, comparison=comparison, validated=validated, scale=lowest_tenth(comparison))
 
 
 def cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What training and evaluating left of each recipe, and the mistakes that it was surest of, as pictures."""
+"""Read what training and evaluating left of each recipe, and the mistakes it was surest of."""
 
 import base64
 import csv
@@ -11,20 +11,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stages.report.heatmaps import grad_cam, overlay
 from stages.shared import artifacts
+from stages.shared.checkpoint import load_checkpoint
 from stages.shared.dataset import load_test_pixels
 from stages.shared.files import read_json
 
 NUM_MISTAKES = 8  # pictures a recipe
+NUM_RIGHT, MAX_CLASSES = 2, 6  # right answers a class, and classes
+
+Rows = Sequence[Mapping[str, str]]  # of predictions.csv
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Answer:
+    """A prediction with its picture."""
+
     path: str
     label: str
     prediction: str
     confidence: float
     picture: str  # data URI, JPEG
+    heatmap: str | None  # the picture with what spoke for the prediction coloured; None where the network has no maps
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Run:
     predictions: list[dict[str, str]]
     roc: list[dict[str, str]]
     calibration: list[dict[str, str]]
-    mistakes: list[Mistake]
+    mistakes: list[Answer]
+    right: list[Answer]  # the surest right answers of each class
 
 
 def read_run(recipe: str) -> Run:
@@ -58,23 +67,50 @@ def read_run(recipe: str) -> Run:
         predictions=predictions,
         roc=read_csv(evaluate_dir / "roc.csv", f"evaluate {recipe}"),
         calibration=read_csv(evaluate_dir / "calibration.csv", f"evaluate {recipe}"),
-        mistakes=most_confident_mistakes(predictions, pixels, NUM_MISTAKES),
+        mistakes=show(recipe, predictions, pixels, surest_mistakes(predictions, NUM_MISTAKES)),
+        right=show(recipe, predictions, pixels, surest_right(predictions, NUM_RIGHT, MAX_CLASSES)),
     )
 
 
-def most_confident_mistakes(rows: Sequence[Mapping[str, str]], pixels: np.ndarray, count: int) -> list[Mistake]:
-    """The `count` wrong predictions of highest confidence; `rows` of predictions.csv lie in the order of `pixels`."""
-    wrong = [(-float(row[f"p_{row['prediction']}"]), index) for index, row in enumerate(rows) if row["correct"] == "0"]
+def surest_mistakes(rows: Rows, count: int) -> list[int]:
+    """Row numbers of the `count` wrong predictions of highest confidence."""
+    wrong = [index for index, row in enumerate(rows) if row["correct"] == "0"]
+    return sorted(wrong, key=lambda index: -_confidence(rows[index]))[:count]
+
+
+def surest_right(rows: Rows, count: int, max_classes: int) -> list[int]:
+    """Row numbers of the `count` right predictions of highest confidence of each of the first `max_classes` classes."""
+    names = list(dict.fromkeys(row["label"] for row in rows))[:max_classes]
+    chosen = []
+    for name in names:
+        right = [index for index, row in enumerate(rows) if row["correct"] == "1" and row["label"] == name]
+        chosen += sorted(right, key=lambda index: -_confidence(rows[index]))[:count]
+    return chosen
+
+
+def show(recipe: str, rows: Rows, pixels: np.ndarray, chosen: Sequence[int]) -> list[Answer]:
+    """The chosen rows with their pictures; `rows` of predictions.csv lie in the order of `pixels`."""
+    if not chosen:
+        return []
+    crops = np.stack([pixels[index] for index in chosen])
+    model, facts = load_checkpoint(artifacts.train_dir(recipe) / "checkpoint.safetensors")
+    predicted = [facts.class_names.index(rows[index]["prediction"]) for index in chosen]
+    heat = grad_cam(model, crops, predicted, facts.transform)
     return [
-        Mistake(
+        Answer(
             path=rows[index]["path"],
             label=rows[index]["label"],
             prediction=rows[index]["prediction"],
-            confidence=-confidence,
-            picture=_jpeg(pixels[index]),
+            confidence=_confidence(rows[index]),
+            picture=_jpeg(crop),
+            heatmap=None if heat is None else _jpeg(overlay(crop, heat[place])),
         )
-        for confidence, index in sorted(wrong)[:count]
+        for place, (index, crop) in enumerate(zip(chosen, crops, strict=True))
     ]
+
+
+def _confidence(row: Mapping[str, str]) -> float:
+    return float(row[f"p_{row['prediction']}"])
 
 
 def _jpeg(pixels: np.ndarray) -> str:

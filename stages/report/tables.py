@@ -1,4 +1,4 @@
-"""Tables and facts that other stages and the sweeps leave behind, whatever their columns and keys."""
+"""Read tables and facts that stages and sweeps leave behind, whatever their columns and keys."""
 
 import base64
 from collections.abc import Iterable, Mapping
