@@ -2,6 +2,7 @@
 
 python -m benchmarks             the table in the README, on this machine; JSON and Markdown into results/
 python -m benchmarks.accuracy    the accuracy of the fast loop beside the plain loop's, seed by seed
+python -m benchmarks.familiarity ways to tell unfamiliar pictures from familiar ones, by AUROC on real photos
 python -m benchmarks.acceptance  everything that is claimed of CUDA, in one command
 
     workload.py      drawn photos: as JPEG files for the peers, as the training split for us
