@@ -21,7 +21,7 @@ from stages.shared.checkpoint import load_checkpoint
 from stages.shared.dataset import TrainSplit, load_train_split
 from stages.train import __main__ as train
 from tests.experiment import ROOT, TINY, write_params
-from tests.finished_experiment import write_experiment
+from tests.finished_experiment import write_experiment, write_export
 from tests.test_training import model_and_head
 from tests.test_training import train as fit_small
 
@@ -82,6 +82,7 @@ def test_a_class_with_one_image_is_learnt_and_what_cannot_be_said_of_it_is_said_
         assert facts.class_names == ("common", "rare")
     assert capsys.readouterr().out.count("ROC-AUC not defined: every test image is of class common") == 2
     compare.main()
+    write_export(("common", "rare"))
     report.main()
     assert [row["recipe"] for row in json.loads(artifacts.COMPARISON.read_text())] == ["finetune", "scratch"]
     assert "nan" not in artifacts.COMPARISON.with_suffix(".md").read_text().lower()

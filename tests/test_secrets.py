@@ -166,7 +166,7 @@ def test_export_json_and_the_model_card_have_no_secret(
         write_json(folder / "source.json", {"kind": "url", "source": masked(address)})
     facts = Facts("resnet18", ("a", "b"), Transform(256, 224, (0.5,) * 3, (0.5,) * 3), "finetune", 0, None, "d" * 64)
     sidecar = provenance(load_params(), "finetune", facts, {"weights_digest": "e" * 64}, left_out)
-    card = model_card(sidecar, artifacts.evaluate_dir("finetune"), None, num_train=1, num_test=1)
+    card = model_card(sidecar, artifacts.evaluate_dir("finetune"), None, num_train=1, num_test=1, fixes={})
     assert SECRET not in json.dumps(sidecar)
     assert sidecar["data"]["source"]["source"] == masked(address)
     assert SECRET not in card

@@ -13,7 +13,7 @@ from stages.report.summary import summarize
 from stages.report.tables import facts_of, flatten, read_sweeps
 from stages.shared import artifacts, cli
 from stages.shared.dataset import load_manifest, load_test_pixels
-from stages.shared.files import write_json, write_text
+from stages.shared.files import read_json, write_json, write_text
 from stages.shared.params import load_params
 
 FIGURES = artifacts.ROOT / "figures"
@@ -80,12 +80,14 @@ def provenance(runs: Sequence[Run], params: dict[str, Any]) -> list[tuple[str, l
 
 def card(recipe: str) -> str:
     manifest = load_manifest(artifacts.MANIFEST)
+    prepared = read_json(artifacts.PREPROCESS_REPORT) if artifacts.PREPROCESS_REPORT.exists() else {}
     return model_card(
         read_needed_json(artifacts.EXPORT / "export.json", "export"),
         artifacts.evaluate_dir(recipe),
         read_parity(artifacts.PARITY),
         num_train=len(manifest.train),
         num_test=len(load_test_pixels(artifacts.TEST_SPLIT)),
+        fixes=prepared.get("fixes", {}),
     )
 
 

@@ -24,15 +24,21 @@ UNKNOWN_LICENCE = "Not known to this pipeline: ask whoever gave you the source w
 
 
 def model_card(
-    sidecar: Mapping[str, Any], evaluation: Path, parity: Parity | None, *, num_train: int, num_test: int
+    sidecar: Mapping[str, Any],
+    evaluation: Path,
+    parity: Parity | None,
+    *,
+    num_train: int,
+    num_test: int,
+    fixes: Mapping[str, int],
 ) -> str:
-    """Markdown, of export.json's content, the evaluate stage's folder and check_parity's rows."""
+    """Markdown, of export.json's content, the evaluate stage's folder, check_parity's rows and what a person fixed."""
     facts = sidecar["facts"]
     names = facts["class_names"]
     sections = [
         f"# {facts['architecture']}: {' or '.join(names) if len(names) == 2 else ', '.join(names)}",
         _purpose(facts),
-        _data(facts, sidecar, num_train, num_test),
+        _data(facts, sidecar, num_train, num_test, fixes),
         _accuracy(evaluation / "metrics.json"),
         _mistakes(evaluation / "predictions.csv"),
         _limits(facts, sidecar["metadata"]),
@@ -53,13 +59,17 @@ in that order. It resizes to {transform["resize"]} x {transform["resize"]} px, c
 Recipe `{facts["recipe"]}`, seed {facts["seed"]}."""
 
 
-def _data(facts: Mapping[str, Any], sidecar: Mapping[str, Any], num_train: int, num_test: int) -> str:
+def _data(
+    facts: Mapping[str, Any], sidecar: Mapping[str, Any], num_train: int, num_test: int, fixes: Mapping[str, int]
+) -> str:
     source, weights = sidecar["data"]["source"] or {}, sidecar["weights"]["source"] or {}
+    done = [f"{count} {kind.replace('_', ' ')}" for kind, count in fixes.items() if count]
     return f"""## Data
 
 {num_train} training and {num_test} test images from `{source.get("source", "a source that is not recorded")}`
 (digest of the split `{facts["data_digest"]}`).
-Source weights: `{weights.get("source", "none")}`."""
+Source weights: `{weights.get("source", "none")}`.
+Fixed by hand before anything was computed: {", ".join(done) or "nothing"}."""
 
 
 def _accuracy(metrics_path: Path) -> str:
