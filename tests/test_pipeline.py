@@ -80,7 +80,7 @@ def test_another_scratch_lr_reruns_scratch_and_what_depends_on_it(project):
 
 
 def test_what_dvc_compares_is_a_few_numbers(project):
-    (metrics,) = json.loads(dvc(project, "metrics", "show", "--json"))["workspace"]["data"].values()
+    (metrics,) = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"].values()
     recipes = {entry["recipe"] for entry in json.loads((project / "artifacts/comparison.json").read_text())}
     assert set(metrics["data"]) == recipes | {"parity"}
     assert {"test_accuracy", "test_loss", "roc_auc", "test_ece", "examples_per_second"} <= set(
@@ -138,8 +138,8 @@ def test_a_third_recipe_is_added_by_params_alone(project):
 
 
 def test_a_wrong_value_stops_before_any_work(project):
-    output = dvc(project, "exp", "run", "-S", "train.scratch.epochs=0", check=False)
-    assert "train.scratch.epochs: Input should be greater than or equal to 1" in output
+    output = dvc(project, "exp", "run", "-S", "train.scratch.batch_size=0", check=False)
+    assert "train.scratch.batch_size: Input should be greater than or equal to 1" in output
     git(project, "checkout", "-q", "--", ".")
     dvc(project, "checkout", "--force")
 
