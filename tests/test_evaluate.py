@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_a_fast_way_that_is_off_is_refused(tmp_path, monkeypatch):
 
 
 def test_unknown_recipe_names_those_there_are():
-    with pytest.raises(ValueError, match=r"unknown recipe 'fintune'.*finetune, scratch"):
+    with pytest.raises(ValueError, match=r"no recipe 'fintune' .*finetune, scratch"):
         main("fintune")
 
 
@@ -150,3 +151,22 @@ def test_logits_that_are_not_finite_are_an_error(tmp_path, value):
     logits[2, 1] = value
     with pytest.raises(ValueError, match=r"1 of 4 test images \(the first is number 2\).*lower"):
         check_finite(tmp_path / "checkpoint.safetensors", logits)
+
+
+def test_the_fast_way_is_judged_on_images_from_all_over_the_split(monkeypatch):
+    """Splits are ordered by class: a fault that shows in the last class alone must not pass."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=np.uint8)
+
+    def exact(model, pixels, transform, **how):
+        return pixels.reshape(len(pixels), -1)[:, :2].astype(np.float32)
+
+    def wrong_at_the_end(pixels):
+        logits = exact(None, pixels, None)
+        logits[1500:] += 100
+        return logits
+
+    monkeypatch.setattr(evaluate, "predict_logits", exact)
+    monkeypatch.setattr(evaluate, "fast_predictor", lambda *_, **__: wrong_at_the_end)
+    facts = SimpleNamespace(transform=None)
+    with pytest.raises(ValueError, match=r"evaluate\.execution is fast, whose logits are off by"):
+        evaluate.predict(None, pixels, facts, torch.device("cpu"), "fast")

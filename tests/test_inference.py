@@ -56,6 +56,21 @@ def test_float32_means_no_tf32_while_predicting_and_leaves_the_setting(model, pi
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
+def test_settings_made_without_tf32_can_be_read_by_their_older_name(model, pixels):
+    """torch raises where cuDNN's convolutions and recurrent layers differ."""
+    seen = []
+    hook = model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    exact(model, pixels)
+    hook.remove()
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.allow_tf32  # torch's default, as before
+
+
+def test_the_model_stays_where_and_what_it_is(model, pixels):
+    exact(model, pixels, precision=torch.float64)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_logits_do_not_depend_on_the_batch_size(model, pixels):
     difference = exact(model, pixels, batch_size=2) - exact(model, pixels, batch_size=7)
     assert np.abs(difference).max() < 1e-4 * np.abs(exact(model, pixels)).max()

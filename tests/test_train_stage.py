@@ -1,14 +1,18 @@
 """The train stage through its own entry: without augmentation, on several devices, and when one of them fails."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stages.preprocess import __main__ as preprocess
-from stages.shared import artifacts, distributed
-from stages.shared.checkpoint import load_checkpoint
+from stages.shared import artifacts, checkpoint, distributed
+from stages.shared.checkpoint import Facts, load_checkpoint
+from stages.shared.params import load_params
+from stages.shared.transforms import Transform
 from stages.train import __main__ as train
 from stages.train.model import Start, make_model
 from tests.experiment import ROOT, write_params
@@ -86,3 +90,39 @@ def test_without_a_recipe_the_recipes_are_named(tmp_path: Path) -> None:
     write_params(tmp_path, {})
     with pytest.raises(ValueError, match=r"run python -m stages\.train with one of finetune, scratch"):
         train.main()
+
+
+@pytest.mark.parametrize("change", ["batch_norm", "step", "code", "images", "recipe"])
+def test_a_run_goes_on_only_from_what_was_computed_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The resume file's name tells all that shapes the arithmetic."""
+    write_params(tmp_path, {})
+    params = load_params()
+    facts = Facts("resnet18", ("a", "b"), Transform(32, 32, (0.5,) * 3, (0.5,) * 3), "finetune", 0, None, "d" * 64)
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "stages/shared", code)
+    monkeypatch.setattr(checkpoint, "__file__", str(code / "checkpoint.py"))
+    given = {"recipe": params.train["finetune"], "facts": facts, "folds": np.arange(4), "runtime": params.runtime}
+    before = train.fingerprint(**given, machine={})
+    assert train.fingerprint(**given, machine={}) == before
+    if change == "code":
+        (code / "steps.py").write_text((code / "steps.py").read_text() + "\n")
+    elif change == "images":
+        given["folds"] = np.array([0, 1, 2, -1])
+    elif change == "recipe":
+        given["recipe"] = params.train["scratch"]
+    else:
+        other = {"batch_norm": "exact", "step": "eager"}[change]
+        given["runtime"] = params.runtime.model_copy(update={change: other})
+    assert train.fingerprint(**given, machine={}) != before
+
+
+def test_missing_source_weights_say_what_to_run(tmp_path: Path) -> None:
+    write_images(PHOTOS, **{"train.finetune.init": "pretrained"})
+    preprocess.main()
+    write_folds()
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors: no such file; run python -m stages\.pretrain, or dvc repro"
+    ):
+        train.main("finetune")

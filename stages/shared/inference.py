@@ -53,21 +53,21 @@ def predict_logits(
 def without_tf32() -> Iterator[None]:
     """Compute float32 in float32 on CUDA too, where convolutions would take TF32's 10 bits by default; puts the settings back.
 
-    cuDNN's recurrent layers are set along: torch refuses to read its older `allow_tf32` while they differ from convolutions.
+    cuDNN's settings have an older name too, `allow_tf32`, which torch refuses to read wherever the two do not say the same.
     """
-    backends: tuple[Any, ...] = (
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.cudnn.rnn,
-        torch.backends.cuda.matmul,
-    )
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    layers: tuple[Any, ...] = (cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+    before, before_matmul = [layer.fp32_precision for layer in layers], matmul.fp32_precision
+    cudnn.allow_tf32 = False
+    for backend in (*layers, matmul):
         backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        cudnn.allow_tf32 = "tf32" in before
+        for layer, precision in zip(layers, before, strict=True):
+            layer.fp32_precision = precision
+        matmul.fp32_precision = before_matmul
 
 
 def fast_predictor(
