@@ -12,7 +12,7 @@ the one in benchmarks/results. A machine that is lent for ten minutes at a time 
     --only real --real PATH
 
 It needs what the stages and the tests marked gpu import, and neither Prefect nor DVC nor a network: beside torch, ONNX
-Runtime's CUDA provider and what comes with them, above all pydantic, ruamel.yaml and cleanlab.
+Runtime's CUDA provider and what comes with them, above all pydantic, ruamel.yaml, cleanlab and termcolor.
 
     steps.py      the steps: what each runs and how long it may take
     step.py       one step in this process

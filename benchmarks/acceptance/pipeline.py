@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def load(path: Path) -> dict[str, Any]:
     return params
 
 
-def finished(setup: Setup) -> Iterator[Claim]:
+def finished(setup: Setup) -> Generator[Claim, None, Path]:
     """The drawn experiment's folder; its stages are run here where the step `pipeline` has not run on this machine."""
     folder = scratch(setup, "drawn", DRAWN)
     if not (folder / "artifacts" / "parity.json").exists():
