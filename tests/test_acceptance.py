@@ -130,3 +130,10 @@ def test_a_parity_row_is_a_claim() -> None:
         {**row, "max_error": None, "limit": None, "reason": "", "verdict": "not run: no CUDA device"}
     )
     assert absent.verdict == "not run: no CUDA device"
+
+
+def test_answers_that_are_missing_differ_without_end() -> None:
+    answers = [{"a": 0.25, "b": 0.75}, {"a": 0.5, "b": 0.5}]
+    assert pipeline.largest_difference(answers, [answers[0], {"a": 0.375, "b": 0.625}]) == 0.125
+    assert pipeline.largest_difference(answers, answers[:1]) == float("inf")
+    assert pipeline.largest_difference([], []) == float("inf")
