@@ -22,7 +22,9 @@ DRAWN = {"dataset.source": "synthetic", "model.weights": "synthetic"}
 SMALL = {
     "dataset.synthetic.num_train": 48, "dataset.synthetic.num_test": 24, "dataset.synthetic.side": 48,
     "pretrain.num_images": 40, "pretrain.epochs": 1, "preprocess.resize": 36, "preprocess.crop": 32,
+    "parity.int8": 10.0,  # a network that has hardly been trained has logits of any size
 }  # fmt: skip
+BESIDE_PARAMS = ("fixes.yaml", "consumers")  # corrections of the data set, and predict.py, which check_parity runs
 SMALL_RECIPE = {"epochs": 1, "batch_size": 16}
 CUDA_PROBABILITY = 1e-3  # of predict.py on CUDA against the CPU, float32 without TF32
 
@@ -115,8 +117,9 @@ def scratch(setup: Setup, name: str, settings: Mapping[str, Any]) -> Path:
     """A folder with this experiment's params.yaml, dotted keys overridden."""
     folder = Path(setup.work) / (f"{name}-small" if setup.small else name)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "consumers").exists():  # check_parity runs predict.py from where it is started
-        (folder / "consumers").symlink_to(ROOT / "consumers")
+    for name in BESIDE_PARAMS:
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
     params = load(ROOT / "params.yaml")
     small = {
         **SMALL,
