@@ -1,4 +1,4 @@
-"""What predictions are worth: one number a metric, and the points of the ROC and calibration curves."""
+"""Score predictions: one number a metric, and the points of the ROC and calibration curves."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""What at least two stages import."""
+"""Modules that at least two stages import."""

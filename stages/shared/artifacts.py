@@ -1,4 +1,4 @@
-"""Where every artifact lives, relative to the project's root. The folders are named after the stages that write them."""
+"""Paths of all artifacts, relative to the project's root; folders are named after their stages."""
 
 import json
 from pathlib import Path

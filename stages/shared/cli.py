@@ -1,4 +1,4 @@
-"""How a stage ends: bad input is one line on stderr and exit 1; a fault worth retrying is exit 75."""
+"""Run a stage: bad input ends in one line on stderr and exit 1, a fault worth retrying in exit 75."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Training on several devices: one process a device, gradients summed, batch-norm statistics averaged or exact."""
+"""Train on several devices: a process each, gradients summed, batch norm per device or exact."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def launched() -> bool:
-    """Whether this process is one of several started by `launch` (or by torchrun)."""
+    """Tell whether this process is one of several started by `launch` (or by torchrun)."""
     return "LOCAL_RANK" in os.environ
 
 

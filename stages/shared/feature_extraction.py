@@ -1,4 +1,4 @@
-"""Features: what the trained end of a network is given for each image, computed once instead of in every epoch."""
+"""Compute the input of a network's trained end for each image, once instead of in every epoch."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def compute_features(
     *,
     mirrored: bool = False,
 ) -> torch.Tensor:
-    """What `tail`, a module of `model`, is given for each of the uint8 (n, crop, crop, 3) pixels: (n, ...), on `device`.
+    """The input of `tail`, a module of `model`, for each of the uint8 (n, crop, crop, 3) pixels: (n, ...), on `device`.
 
     Computed as a training step would: in training mode, where a part that is frozen whole acts as in inference.
     """

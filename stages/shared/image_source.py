@@ -1,4 +1,4 @@
-"""Where a training step's images come from: cropped by the CPU's threads, or on the device from pixels that lie there."""
+"""Feed a training step: crops by the CPU's threads, or on the device from pixels that lie there."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def image_source(
     device: torch.device,
     compiled: bool = True,
 ) -> tuple[Fetch, Images]:
-    """How a step gets its images from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` within it.
+    """Two functions that give a step its images, from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` in it.
 
     `images` returns normalised (b, 3, crop, crop), channels last, mixed and jittered where the draws say so. On a CPU it reads
     the memory map; on CUDA the pixels are copied to the device once, or, where they take more than half of its free memory, each

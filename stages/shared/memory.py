@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no memory: torch has a class of its own for the device's; the host's is told by the allocator's words."""
+    """Tell whether memory ended: torch has a class of its own for the device's; the host's is told by the allocator's words."""
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""torchvision's classifiers with a head for our classes: built, initialised from source weights, frozen, grouped.
+"""Build torchvision's classifiers with a head for our classes; initialise and freeze them.
 
 The head is found, not looked up: it is every parameter whose shape depends on the number of classes. So the same code
 serves ResNet's `fc`, MobileNet's `classifier.1`, SqueezeNet's 1x1 convolution and ViT's `heads.head`.

@@ -1,4 +1,4 @@
-"""Optimization: the loss, the optimizer, its learning rates over the training, and the running average of the weights."""
+"""Optimization: the loss, the optimizer, its rates over the training, the weights' running average."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from stages.shared.model import layers_of
 
 @dataclass(frozen=True)
 class Optimization:
-    """How weights are updated. Every lr below is a factor's product with `lr`, its peak."""
+    """The settings by which weights are updated. `lr` is the highest; every other rate is a multiple of it."""
 
     lr: float
     optimizer: str = "sgd"  # sgd | adamw
@@ -91,7 +91,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def lr_factor(optimization: Optimization, progress: float) -> float:
-    """What every lr is multiplied by at `progress` in [0, 1) of the training."""
+    """The factor of every lr at `progress` in [0, 1) of the training."""
     warmup = optimization.warmup
     if progress < warmup:
         return min(1.0, (progress + 1e-3) / warmup)

@@ -1,4 +1,4 @@
-"""How every figure looks: one palette and one style."""
+"""The look of every figure: one palette and one style."""
 
 from collections.abc import Sized
 from typing import Any

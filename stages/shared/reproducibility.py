@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how a training is executed, which is no part of its recipe."""
+    """The device, the precision and the way in which a recipe is executed; no part of the recipe itself."""
 
     device: torch.device
     precision: torch.dtype
@@ -31,7 +31,7 @@ class Execution:
 
     @property
     def chosen_step(self) -> str:
-        """How a step is executed: `auto` is a CUDA graph on CUDA, eager elsewhere."""
+        """The way to execute a step: `auto` is a CUDA graph on CUDA, eager elsewhere."""
         if self.step == "graph" and self.device.type != "cuda":
             raise ValueError("runtime.step is graph, which needs CUDA; set it to auto, eager or compile")
         return ("graph" if self.device.type == "cuda" else "eager") if self.step == "auto" else self.step
@@ -61,7 +61,7 @@ def choose_precision(requested: str, device: torch.device) -> torch.dtype:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What ran: the device's name, the versions, and the number of CPU threads."""
+    """A record of what ran: the device's name, the versions, and the number of CPU threads."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

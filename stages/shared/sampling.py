@@ -1,4 +1,4 @@
-"""The sampling plan: which images, which crops and which flips each epoch sees, made up front from the seed alone.
+"""The sampling plan: the images, crops and flips of each epoch, made up front from the seed alone.
 
 It does not depend on the device, on the number of devices or on earlier epochs, so that a run on two GPUs, or one resumed
 after a power cut, sees what the same run on one CPU would have seen.
@@ -16,7 +16,7 @@ from stages.shared.transforms import SCALE, draw_crops
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How an image is changed at random each time it is seen; it is always cropped and flipped."""
+    """The random changes of an image each time it is seen, besides crop and flip."""
 
     crop_scale: tuple[float, float] = SCALE  # least and most of the image's area in a crop
     color: float = 0.0  # brightness, contrast and saturation are multiplied by 1 - color to 1 + color
@@ -25,7 +25,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the epochs of one training see."""
+    """The images that the epochs of one training see, and in what batches."""
 
     chosen: torch.Tensor  # (n,) int64: rows of the split, each of which every epoch sees once
     seed: int
@@ -39,7 +39,7 @@ class Sampling:
 
 
 class Draws(NamedTuple):
-    """What was drawn for n images."""
+    """The random numbers drawn for n images."""
 
     index: torch.Tensor  # type: ignore[assignment]  # (n,) int64, into the split; tuple.index is of no use here
     boxes: torch.Tensor  # (n, 4) int64, [top, left, height, width]

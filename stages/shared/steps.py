@@ -1,4 +1,4 @@
-"""One training step: images, forward, loss, backward, the gradients of all devices added up, the weights updated.
+"""One training step: images, forward, loss, backward, all devices' gradients summed, update.
 
 It never waits for the device: losses are added up there and read once an epoch.
 """

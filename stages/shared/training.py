@@ -108,7 +108,7 @@ def make_run(
     execution: Execution,
     changing: list[torch.Tensor],
 ) -> Callable[[Draws, Draws], None]:
-    """What is called for each batch, with its draws on the host and on the device: the step, executed as `execution` says."""
+    """A function of a batch's draws, on the host and on the device, that runs the step as `execution` says."""
     device, how = execution.device, execution.chosen_step
     if features is None:
         # On CUDA straight to what autocast makes of it, which is half the traffic.

@@ -1,4 +1,4 @@
-"""The image transforms, on uint8 pixels: the random training crop, the fixed test crop, and normalisation.
+"""Image transforms on uint8 pixels: the random training crop, the test crop, normalisation.
 
 Every resize is antialiased and rounds to uint8, as torchvision does on uint8 images: a resize in floating point moves
 probabilities by up to 0.004.
@@ -18,7 +18,7 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Transform:
-    """How an image becomes what the network is fed: a squash to a square, the square's centre, a normalisation."""
+    """The way from an image to the network's input: a squash to a square, its centre, a normalisation."""
 
     resize: int  # pixels, side of the square that a test image is squashed to
     crop: int  # pixels, side of the square that is cut from its centre, and of every training crop
@@ -77,7 +77,7 @@ def draw_crops(
 
 
 def _central_crop(height: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What torchvision falls back to when no try fits: the whole image, cut to the nearest allowed ratio."""
+    """torchvision's fallback when no try fits: the whole image, cut to the nearest allowed ratio."""
     ratio = width / height
     crop_width = torch.where(ratio > RATIO[1], (height * RATIO[1]).round().long(), width)
     crop_height = torch.where(ratio < RATIO[0], (width / RATIO[0]).round().long(), height)
@@ -125,7 +125,7 @@ def crop_taps(
 
 
 def num_taps(side: int, crop: int) -> int:
-    """How many source pixels an output pixel can draw on, when `side` pixels become `crop`.
+    """The number of source pixels that an output pixel can draw on, when `side` pixels become `crop`.
 
     The triangle is 2 * max(scale, 1) pixels wide and zero at both ends, so no more pixel centres than this lie inside.
     """

@@ -160,7 +160,7 @@ def choose_augmentation(recipe: Recipe) -> Augmentation | None:
 
 
 def choose_optimization(recipe: Recipe, labels: torch.Tensor, num_classes: int) -> Optimization:
-    """How the recipe updates weights; its class weights are those of `labels` (n,)."""
+    """The recipe's way to update weights; its class weights are those of `labels` (n,)."""
     own = {field.name for field in fields(Optimization)} - {"class_weights"}
     weights = balanced_weights(labels, num_classes) if recipe.class_weights == "balanced" else None
     return Optimization(**{name: getattr(recipe, name) for name in own}, class_weights=weights)
@@ -192,7 +192,7 @@ def write_history(path: Path, history: list[Epoch]) -> None:
 
 
 def training_metrics(model: nn.Module, history: list[Epoch]) -> dict[str, Any]:
-    """What metrics.json says of the training itself; null where there was none, but for the probe."""
+    """The part of metrics.json that tells of the training itself; null where there was none, but for the probe."""
     parameters = list(model.parameters())
     last = history[-1] if history else None
     return {

@@ -22,7 +22,7 @@ from stages.train.unaugmented import without_augmentation
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from."""
+    """The start of a training."""
 
     source: Path | None  # a source model's state, safetensors; None: random weights
     head_rows: Mapping[str, int]  # target class -> the source model's class whose row of the head it starts from

@@ -1,4 +1,4 @@
-"""What a recipe without augmentation computes once instead of in every epoch: the test crops, and a frozen part's features."""
+"""Compute once what a recipe without augmentation needs in every epoch: test crops, features."""
 
 import time
 
@@ -22,7 +22,7 @@ def without_augmentation(
     batch_size: int,
     execution: Execution,
 ) -> tuple[nn.Module, TrainSplit, torch.Tensor | None]:
-    """What to train, on which images, and their features (n, ...) where a frozen part needs to run only once.
+    """The module to train, the images to train it on, and their features (n, ...) where a frozen part needs to run only once.
 
     The images are the test crops of those `chosen` (n,) of `split`, in that order.
     """
