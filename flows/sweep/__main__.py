@@ -1,6 +1,7 @@
 """Run a sweep here and now: `python -m flows.sweep NAME|FILE`."""
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ def main() -> None:
     settings = overrides.from_arguments(arguments)
     planned = plan.unfold(plan.load_sweep(arguments.sweep), arguments.seeds, settings)
     if arguments.dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
         for experiment in planned:
             print(experiment.name, experiment.target, *experiment.overrides)
     experiments.validate(Path.cwd(), "HEAD", planned)
