@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from flows import overrides
 from flows.project import read_yaml
-from flows.sweep import backbones, capacity, experiments, picture, plan, table
+from flows.sweep import backbones, capacity, experiments, picture, plan, ranking, table
 from flows.sweep.capacity import Memory
 from flows.sweep.plan import Sweep, load_sweep, unfold
 from stages.shared.params import Params
@@ -198,6 +198,11 @@ def test_test_scores_are_named_only_where_the_winner_is_shown_or_a_promotion_is_
         "flows/promote/measured.py",
         "flows/sweep/table.py",
     ]
+
+
+def test_a_sweeps_runs_are_kept_without_what_a_stage_measured_on_test() -> None:
+    measured = {"validation_loss": 0.5, "seconds": 3.0, "test_accuracy": 0.9, "roc_auc": 0.8, "threshold_accuracy": 0.7}
+    assert ranking.without_test(measured) == {"validation_loss": 0.5, "seconds": 3.0}
 
 
 def test_the_interval_is_students() -> None:

@@ -14,7 +14,7 @@ from flows import dvc_stages
 from flows.project import read_yaml
 from flows.sweep import backbones, experiments, picture, table
 from flows.sweep.plan import Experiment, Sweep, finalists, load_sweep, tested, unfold
-from flows.sweep.ranking import ranked
+from flows.sweep.ranking import ranked, without_test
 from flows.sweep.rounds import Round, run_round
 
 OUTPUT = Path("artifacts/sweeps")
@@ -90,7 +90,7 @@ def write_results(
         "rows": rows,
         "finals": final_rows,
         "runs": [
-            {"experiment": e.name, "seed": e.seed, **part.metrics[e.name]}
+            {"experiment": e.name, "seed": e.seed, **without_test(part.metrics[e.name])}
             for part in (points, finals)
             for e in part.experiments
             if e.name in part.metrics

@@ -1,5 +1,6 @@
 """Rank a sweep's points by validation scores, never by test."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,13 @@ def ranked(experiments: Iterable[Experiment], metrics: Metrics, score: str) -> l
     groups = [group for group in by_point(experiments) if len(values_of(group, metrics, score)) == len(group)]
     sign = 1 if score.endswith(LOWER_IS_BETTER) else -1
     return sorted(groups, key=lambda group: sign * fmean(values_of(group, metrics, score)))
+
+
+def without_test(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage measured, less the scores that a stage of a point's own (zero_shot) has of the test split."""
+    return {
+        key: value for key, value in measured.items() if re.match(r"(validation|train)_|seconds$|examples_per", key)
+    }
 
 
 def values_of(group: Sequence[Experiment], metrics: Metrics, score: str) -> list[float]:
