@@ -14,7 +14,9 @@ from stages.inspect import __main__ as inspect
 from stages.inspect.duplicates import find_pairs
 from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, choose_num_folds, group_images
 from stages.inspect.labels import find_wrong_labels
+from stages.inspect.odd import find_odd, looks_of
 from stages.inspect.structure import structure_of
+from stages.preprocess.fixes import read_fixes
 from stages.shared import artifacts
 from stages.shared.dataset import Entry, Manifest, TestFile, pack_canvas, save_manifest, save_test_files
 from stages.shared.files import read_json
@@ -199,3 +201,45 @@ def test_two_runs_write_the_same_bytes(project):
         inspect.main()
         outputs.append({path.name: path.read_bytes() for path in artifacts.INSPECTION.iterdir()})
     assert outputs[0] == outputs[1]
+
+
+def test_proposals_are_a_fix_list_that_preprocess_reads_and_never_overwrite_a_persons(project):
+    inspect.main("--write", "proposals.yaml")
+    assert not artifacts.INSPECTION.exists()
+    fixes = read_fixes(Path("proposals.yaml"), TARGET_CLASSES)
+    assert (fixes["train/7.png"].action, fixes["train/7.png"].sha256) == ("drop", f"{7:064}")
+    with pytest.raises(ValueError, match=r"proposals\.yaml: holds entries already"):
+        inspect.main("--write", "proposals.yaml")
+    with pytest.raises(ValueError, match="unknown words '--right x'"):
+        inspect.main("--right", "x")
+
+
+def test_the_page_shows_the_leak_in_a_pair_and_escapes_names(project):
+    inspect.main()
+    page = (artifacts.INSPECTION / "fragment.html").read_text()
+    assert "train/7.png and test/3.png, mirrored" in page
+    assert page.count("data:image/jpeg;base64,") >= 2
+    assert page.count("<circle") == 50
+
+
+def test_odd_pictures_are_named_with_their_reason():
+    generator = np.random.default_rng(0)
+    crops = generator.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    crops[3], crops[4] = 255, crops[4] // 8
+    crops[5] = np.linspace(40, 60, 32, dtype=np.uint8)[:, None, None]
+    sizes = np.full((50, 2), 40)
+    sizes[6], sizes[7] = (5, 12), (300, 20)
+    features = generator.normal(size=(50, 8)).astype(np.float32) + 5 * np.eye(8, dtype=np.float32)[0]
+    found = find_odd(looks_of(crops), sizes, features, np.zeros(50, np.int64), 32)
+    reasons = {row: [reason for reason in found.get(row, []) if reason != "far from its class"] for row in range(8)}
+    assert reasons == {
+        0: [],
+        1: [],
+        2: [],
+        3: ["blank"],
+        4: ["dark"],
+        5: ["blurred"],
+        6: ["tiny"],
+        7: ["extreme shape"],
+    }
+    assert sum("far from its class" in reasons for reasons in found.values()) == 1

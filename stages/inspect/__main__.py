@@ -1,14 +1,15 @@
-"""Look at the data: python -m stages.inspect.
+"""Look at the data: python -m stages.inspect; with --write PATH it proposes a fix list instead.
 
 Finds near-duplicates within and across the splits and labels that are probably wrong, takes from training what leaks into
 the test split, and deals the rest into folds for validation. Test images are read without their labels.
 
-artifacts/inspect/report.json   label_issues (surest first), leaks, duplicates, and counts
-artifacts/inspect/folds.npz     fold int64 (n,): each training image's fold, -1 where it is taken out of training
+artifacts/inspect/report.json     label_issues (surest first), leaks, duplicates, odd, and counts
+artifacts/inspect/fragment.html   the same with pictures, for the report
+artifacts/inspect/folds.npz       fold int64 (n,): each training image's fold, -1 where it is taken out of training
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,68 +17,131 @@ from safetensors.numpy import load_file
 
 from stages.inspect.duplicates import Pair, find_pairs
 from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, group_images
+from stages.inspect.fragment import render, shown_files
 from stages.inspect.labels import LabelIssue, find_wrong_labels, out_of_fold_probabilities
+from stages.inspect.odd import Looks, find_odd, looks_of
+from stages.inspect.proposals import propose, write_proposals
 from stages.inspect.structure import structure_of
 from stages.shared import artifacts
 from stages.shared.cli import run
 from stages.shared.dataset import (
+    TrainSplit,
     fixed_crops,
     load_manifest,
     load_test_files,
     load_test_pixels,
     load_train_split,
 )
-from stages.shared.files import replacing, write_json
+from stages.shared.files import replacing, write_json, write_text
 from stages.shared.params import load_params
+from stages.shared.transforms import Transform
 
 CHUNK = 512  # images whose crops lie in memory at a time
 
 
-def main() -> None:
+def main(*words: str) -> None:
+    proposals = read_words(words)
     drop_leaks = load_params().inspect.leaks == "drop"
     manifest, train = load_manifest(artifacts.MANIFEST), load_train_split(artifacts.TRAIN_SPLIT)
     test, test_files = load_test_pixels(artifacts.TEST_SPLIT), load_test_files(artifacts.TEST_SPLIT)
-    labels, digests = np.asarray(train.labels), [entry.sha256 for entry in manifest.train]
-    paths = [*manifest.train_paths, *(file.path for file in test_files)]  # of all images, the test split's last
     features = load_file(artifacts.FEATURES / "train.safetensors")
-    crop, mirror = features["crop"], features["mirror"]
-    all_crop = np.concatenate([crop, load_file(artifacts.FEATURES / "test.safetensors")["crop"]])
+    all_features = np.concatenate([features["crop"], load_file(artifacts.FEATURES / "test.safetensors")["crop"]])
+    paths = [*manifest.train_paths, *(file.path for file in test_files)]  # of all images, the test split's last
+    labels, digests = np.asarray(train.labels), {entry.path: entry.sha256 for entry in manifest.train}
 
-    train_crops = (fixed_crops(train, rows, manifest.transform) for rows in chunks(len(train)))
-    structure = np.concatenate(
-        [structure_of(part) for part in chain(train_crops, (test[rows] for rows in chunks(len(test))))]
+    structure, looks = read_images(train, test, manifest.transform)
+    pairs = find_pairs(structure, all_features, features["mirror"])
+    folds = choose_folds(pairs, labels, list(digests.values()), manifest.class_names, drop_leaks)
+    probabilities = out_of_fold_probabilities(
+        features["crop"], features["mirror"], labels, folds, len(manifest.class_names)
     )
-    pairs = find_pairs(structure, all_crop, mirror)
-    within = [pair for pair in pairs if pair.second < len(train)]
-    leaks = [pair for pair in pairs if pair.first < len(train) <= pair.second]
-
-    left_out = {pair.first for pair in leaks} if drop_leaks else set()
-    check_classes(labels, left_out, manifest.class_names)
-    folds = assign_folds(
-        labels, digests, group_images(len(train), [(pair.first, pair.second) for pair in within]), left_out
-    )
-    probabilities = out_of_fold_probabilities(crop, mirror, labels, folds, len(manifest.class_names))
     issues = find_wrong_labels(probabilities, labels, np.flatnonzero(folds != LEFT_OUT))
+    odd = find_odd(looks, train.sizes, features["crop"], labels, manifest.transform.crop)
 
+    report = describe(pairs, folds, issues, odd, labels, paths, manifest.class_names)
+    if proposals:
+        write_proposals(proposals, propose(report, digests))
+        print(f"inspect: {proposals} proposes fixes; edit it, then set dataset.fixes to it", flush=True)
+        return
     with replacing(artifacts.INSPECTION / "folds.npz") as part, part.open("wb") as file:
         np.savez(file, fold=folds)
-    report = {
-        "num_train": len(train),
-        "num_test": len(test),
-        "folds": {"number": int(folds.max()) + 1, "images": np.bincount(folds[folds != LEFT_OUT]).tolist()},
-        "left_out": len(left_out),
-        "leaks": [describe_leak(pair, paths) for pair in leaks],
-        "duplicates": {
-            "train": [describe_pair(pair, paths) for pair in within],
-            "test": [describe_pair(pair, paths) for pair in pairs if pair.first >= len(train)],
-        },
-        "label_issues": [describe_issue(issue, paths, manifest.class_names) for issue in issues],
-    }
     write_json(artifacts.INSPECTION / "report.json", report)
+    crops = read_pictures(shown_files(report), paths, train, test, manifest.transform)
+    write_text(artifacts.INSPECTION / "fragment.html", render(report, crops, all_features, labels, paths))
     print(summarize(report), flush=True)
 
 
+def read_words(words: Sequence[str]) -> Path | None:
+    """Where to write proposals: `--write PATH` alone is known."""
+    if not words:
+        return None
+    if len(words) != 2 or words[0] != "--write":
+        raise ValueError(f"unknown words {' '.join(words)!r}; known is --write PATH, which proposes a fix list")
+    return Path(words[1])
+
+
+def read_images(train: TrainSplit, test: np.ndarray, transform: Transform) -> tuple[np.ndarray, Looks]:
+    """The structure (N, side, side) of all images, the test split's last, and the looks of the training images."""
+    structure, looks = [], []
+    for rows in chunks(len(train)):
+        crops = fixed_crops(train, rows, transform)
+        structure.append(structure_of(crops))
+        looks.append(looks_of(crops))
+    structure += [structure_of(test[rows]) for rows in chunks(len(test))]
+    return np.concatenate(structure), Looks(*(np.concatenate(parts) for parts in zip(*looks, strict=True)))
+
+
+def choose_folds(
+    pairs: Sequence[Pair], labels: np.ndarray, digests: Sequence[str], class_names: Sequence[str], drop_leaks: bool
+) -> np.ndarray:
+    """(n,) int64: each training image's fold; LEFT_OUT for those that leak into the test split, if they are dropped."""
+    within = [(pair.first, pair.second) for pair in pairs if pair.second < len(labels)]
+    left_out = {pair.first for pair in pairs if pair.first < len(labels) <= pair.second} if drop_leaks else set()
+    check_classes(labels, left_out, class_names)
+    return assign_folds(labels, digests, group_images(len(labels), within), left_out)
+
+
+def read_pictures(
+    files: Iterable[str], paths: Sequence[str], train: TrainSplit, test: np.ndarray, transform: Transform
+) -> dict[str, np.ndarray]:
+    """Each file's picture as the network is fed, uint8 (crop, crop, 3)."""
+    row_of = {path: row for row, path in enumerate(paths)}
+    rows = {file: row_of[file] for file in files}
+    return {
+        file: fixed_crops(train, [row], transform)[0] if row < len(train) else test[row - len(train)]
+        for file, row in rows.items()
+    }
+
+
+def describe(
+    pairs: Sequence[Pair],
+    folds: np.ndarray,
+    issues: Sequence[LabelIssue],
+    odd: Mapping[int, Sequence[str]],
+    labels: np.ndarray,
+    paths: Sequence[str],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    num = len(labels)
+    return {
+        "num_train": num,
+        "num_test": len(paths) - num,
+        "balance": dict(zip(class_names, np.bincount(labels, minlength=len(class_names)).tolist(), strict=True)),
+        "folds": {"number": int(folds.max()) + 1, "images": np.bincount(folds[folds != LEFT_OUT]).tolist()},
+        "left_out": int((folds == LEFT_OUT).sum()),
+        "leaks": [describe_leak(pair, paths) for pair in pairs if pair.first < num <= pair.second],
+        "duplicates": {
+            "train": [describe_pair(pair, paths) for pair in pairs if pair.second < num],
+            "test": [describe_pair(pair, paths) for pair in pairs if pair.first >= num],
+        },
+        "label_issues": [describe_issue(issue, paths, class_names) for issue in issues],
+        "odd": [{"file": paths[row], "reasons": list(reasons)} for row, reasons in odd.items()],
+    }
+
+
 def chunks(num_images: int) -> Iterator[range]:
+    """The rows of all images, CHUNK of them at a time."""
     return (range(start, min(start + CHUNK, num_images)) for start in range(0, num_images, CHUNK))
 
 

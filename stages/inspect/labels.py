@@ -8,6 +8,8 @@ from scipy.special import softmax
 
 from stages.shared.probe import fit_probe
 
+SURE = 0.5  # how much more probable the proposed class must be: without it, a weak network flags a third of the images
+
 
 class LabelIssue(NamedTuple):
     row: int
@@ -25,7 +27,7 @@ def out_of_fold_probabilities(
 
 
 def find_wrong_labels(probabilities: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> list[LabelIssue]:
-    """The issues among `rows`, the surest first, by confident learning (Northcutt et al., 2021)."""
+    """The issues among `rows`, the surest first: by confident learning (Northcutt et al., 2021), and SURE."""
     proposed = probabilities.argmax(axis=1)
     if len(np.unique(labels[rows])) < 2:
         return []
@@ -36,6 +38,6 @@ def find_wrong_labels(probabilities: np.ndarray, labels: np.ndarray, rows: np.nd
     for row in rows[flagged].tolist():
         given, other = int(labels[row]), int(proposed[row])
         confidence = float(probabilities[row, other] - probabilities[row, given])
-        if other != given:
+        if confidence >= SURE:
             issues.append(LabelIssue(row, given, other, confidence))
     return sorted(issues, key=lambda issue: (-issue.confidence, issue.row))

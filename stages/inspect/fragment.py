@@ -1,0 +1,68 @@
+"""Show the inspection as a part of the report: pictures in pairs, labels to look at, odd pictures, and a map of all."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from sklearn.decomposition import PCA
+
+SHOWN = 12  # pictures of each kind
+POINTS = 2000  # of the map
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#555555")  # Okabe and Ito's
+TEST_COLOR = "#bbbbbb"  # the test images' labels are not looked at
+
+
+def render(
+    report: Mapping[str, Any],
+    crops: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    labels: np.ndarray,
+    paths: Sequence[str],
+) -> str:
+    """HTML without a head. `crops` has each shown file's uint8 picture; `features` (N, d) are those of `paths`, `labels` (n,)."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    names = list(report["balance"])
+    return environment.get_template("fragment.html.j2").render(
+        report=report,
+        leaks=[(leak, picture(crops[leak["train"]]), picture(crops[leak["test"]])) for leak in report["leaks"][:SHOWN]],
+        issues=[(issue, picture(crops[issue["file"]])) for issue in report["label_issues"][:SHOWN]],
+        odd=[(entry, picture(crops[entry["file"]])) for entry in report["odd"][:SHOWN]],
+        points=map_points(features, labels, paths),
+        legend={name: COLORS[row % len(COLORS)] for row, name in enumerate(names)} | {"test": TEST_COLOR},
+    )
+
+
+def shown_files(report: Mapping[str, Any]) -> set[str]:
+    """The files whose pictures `render` needs."""
+    pairs = [leak[split] for leak in report["leaks"][:SHOWN] for split in ("train", "test")]
+    return {*pairs, *(entry["file"] for kind in ("label_issues", "odd") for entry in report[kind][:SHOWN])}
+
+
+def map_points(features: np.ndarray, labels: np.ndarray, paths: Sequence[str]) -> list[tuple[float, float, str, str]]:
+    """x, y in 0 to 100, colour and name of at most POINTS images: the two main components of their features."""
+    if len(features) < 3:
+        return []
+    places = PCA(2, svd_solver="randomized", random_state=0).fit_transform(features)
+    low, high = places.min(axis=0), places.max(axis=0)
+    places = 100 * (places - low) / np.maximum(high - low, 1e-9)
+    rows = np.unique(np.linspace(0, len(paths) - 1, min(POINTS, len(paths))).round().astype(int))
+    colors = [COLORS[labels[row] % len(COLORS)] if row < len(labels) else TEST_COLOR for row in rows]
+    return [
+        (round(float(places[row, 0]), 1), round(float(places[row, 1]), 1), color, paths[row])
+        for row, color in zip(rows, colors, strict=True)
+    ]
+
+
+def picture(crop: np.ndarray) -> str:
+    """uint8 (H, W, 3) as a data URI of a small JPEG."""
+    image, file = Image.fromarray(np.asarray(crop)), io.BytesIO()
+    image.thumbnail((192, 192))
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,35 @@
+"""Propose a fix list from the report: python -m stages.inspect --write fixes.yaml; a person edits it before it is used."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.shared.files import replacing
+
+HEADER = """\
+Proposed by python -m stages.inspect --write. Look at every entry, delete those that are wrong, then set dataset.fixes.
+action: drop, relabel (to label), or move (to split: train or test).
+"""
+
+
+def propose(report: Mapping[str, Any], digests: Mapping[str, str]) -> list[dict[str, str]]:
+    """Entries for preprocess, one a file: leaks are dropped from training, labels that contradict are changed."""
+    entries: dict[str, dict[str, str]] = {}
+    for leak in report["leaks"]:
+        entries.setdefault(leak["train"], {"action": "drop", "reason": f"near-duplicate of {leak['test']}"})
+    for issue in report["label_issues"]:
+        reason = f"labelled {issue['given']}, surer by {issue['confidence']:.2f}"
+        entries.setdefault(issue["file"], {"action": "relabel", "label": issue["proposed"], "reason": reason})
+    return [{"file": file, "sha256": digests[file], **entry} for file, entry in entries.items()]
+
+
+def write_proposals(path: Path, entries: list[dict[str, str]]) -> None:
+    """Raises ValueError where there is a file already that says something: it may be a person's work."""
+    yaml = YAML()
+    if path.exists() and yaml.load(path):
+        raise ValueError(f"{path}: holds entries already; write the proposals to another file and merge them by hand")
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(f"# {line}\n" for line in HEADER.splitlines())
+        yaml.dump(entries, file)
