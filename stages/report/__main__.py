@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from stages.report import figures
 from stages.report.card import model_card
 from stages.report.page import render
@@ -32,12 +34,18 @@ def main() -> None:
         parity=read_parity(artifacts.PARITY),
         is_drawn=params.dataset.source == "synthetic",
         sweeps=read_sweeps(SWEEPS),
+        inspection=read_fragment(artifacts.INSPECTION / "fragment.html"),
         provenance=provenance(runs, params.model_dump(mode="json")),
     )
     write_text(artifacts.REPORT, page)
     write_json(artifacts.METRICS, summarize(runs, artifacts.PARITY))
     write_text(artifacts.MODEL_CARD, card(artifacts.selected_recipe(params.export.recipe)))
     print(f"report: {artifacts.REPORT} ({len(page) / 2**20:.1f} MiB)", flush=True)
+
+
+def read_fragment(path: Path) -> Markup:
+    """The inspect stage's part of the page, which has escaped its own strings; empty where it was not run."""
+    return Markup(path.read_text(encoding="utf-8") if path.exists() else "")
 
 
 def task(class_names: Sequence[str]) -> str:
