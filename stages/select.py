@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy import special, stats
@@ -56,7 +57,7 @@ def read_held_out(path: Path) -> HeldOut:
             rows, labels, logits = file["row"], file["label"], file["logits"].astype(np.float64)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run train {path.parent.name}") from None
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path}: not a validation ({error}); run train {path.parent.name} again") from None
     losses, order = -special.log_softmax(logits, axis=1)[np.arange(len(rows)), labels], rows.argsort()
     return HeldOut(rows[order], labels[order], losses[order])

@@ -50,7 +50,7 @@ def test_each_held_out_image_is_judged_once_by_a_model_trained_without_it(split,
         asked.append(fold)
         return Tells(fold)
 
-    found = validate(train_without, split, FOLDS, how, TRANSFORM, 2, CPU, calibrated=False)
+    found = validate(train_without, split, FOLDS, how, TRANSFORM, 2, CPU, calibrated=False, balanced=False)
     assert asked == expected
     assert sorted(found.rows) == [row for row in range(12) if FOLDS[row] in expected]
     assert found.logits[:, 0].tolist() == FOLDS[found.rows].tolist()
@@ -61,7 +61,7 @@ def test_each_held_out_image_is_judged_once_by_a_model_trained_without_it(split,
 
 def test_validation_logits_are_divided_by_the_temperature_that_is_reported(split):
     plain, calibrated = (
-        validate(lambda _: Tells(9), split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=calibrated)
+        validate(lambda _: Tells(9), split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=calibrated, balanced=False)
         for calibrated in (False, True)
     )
     assert calibrated.temperature > 1.05  # always the first class, and very sure of it
@@ -70,11 +70,11 @@ def test_validation_logits_are_divided_by_the_temperature_that_is_reported(split
 
 
 def test_validation_is_reported_with_intervals_and_null_where_there_is_none(split):
-    found = measure(validate(Tells, split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=False))
+    found = measure(validate(Tells, split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=False, balanced=False))
     assert list(found) == [f"validation_{name}{end}" for name in ("accuracy", "loss") for end in ("", "_low", "_high")]
     for name in ("validation_accuracy", "validation_loss"):
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
-    nothing = measure(validate(Tells, split, FOLDS, "none", TRANSFORM, 2, CPU, calibrated=False))
+    nothing = measure(validate(Tells, split, FOLDS, "none", TRANSFORM, 2, CPU, calibrated=False, balanced=False))
     assert set(nothing.values()) == {None}
     assert list(nothing) == list(found)
 

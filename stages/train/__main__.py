@@ -1,12 +1,12 @@
 """Train one recipe: python -m stages.train <recipe>.
 
 Reads the training split, its folds, the source model's weights and its features. What the recipe is worth is measured on
-held-out folds of the training images; then it is trained on all of them. Writes, in artifacts/train/<recipe>/:
+held-out folds of the training images; then it is trained on all of them, or the folds' models are averaged. Writes, in artifacts/train/<recipe>/:
 
 checkpoint.safetensors   the weights, with the temperature in the head's, and the facts to rebuild the model
-history.csv              the last training, epoch by epoch
+history.csv              the training, epoch by epoch; where the folds' models are averaged, the mean of their trainings
 validation.npz           row int64 (n,), logits float32 (n, classes), label int64 (n,): of images held out, calibrated
-metrics.json             validation_accuracy and validation_loss with 95 % intervals, temperature, training's own numbers
+metrics.json             result (retrained, averaged or probe), validation_accuracy and validation_loss with 95 % intervals, temperature, training's own numbers
 """
 
 import csv
@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -38,8 +37,9 @@ from stages.shared.probe import LEFT_OUT, Head, Probe, fit_probe
 from stages.shared.reproducibility import Execution, choose_device, choose_precision, describe_machine
 from stages.shared.sampling import Augmentation, Sampling, choose_fraction
 from stages.shared.training import Epoch
+from stages.train.cross_fit import Outcome, Plan, Training, cross_fit, merge_folds
 from stages.train.model import Start, train_model
-from stages.train.validation import load_folds, measure, save_validation, validate
+from stages.train.validation import load_folds, measure, save_validation
 
 
 def main(name: str = "") -> None:
@@ -65,44 +65,21 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
     print(f"{name}: {facts.architecture} on {machine['device']}, {machine['precision']}", flush=True)
     resume_dir = artifacts.CACHE / "train" / name / fingerprint(recipe, facts, folds, params.runtime, machine)
 
-    def train_on(rows: np.ndarray, head: Head | None, part: str) -> tuple[nn.Module, list[Epoch]]:
-        chosen, labels = torch.from_numpy(rows), torch.from_numpy(np.asarray(split.labels)[rows])
+    def train_on(rows: np.ndarray, head: Head | None, epochs: int, what: str) -> Training:
+        labels, part = torch.from_numpy(np.asarray(split.labels)[rows]), f"{name} {what}".strip()
+        sampling = Sampling(torch.from_numpy(rows), facts.seed, epochs, recipe.batch_size, choose_augmentation(recipe))
+        optimization = choose_optimization(recipe, labels, len(facts.class_names))
+        resume_path = resume_dir / f"{part}.pt"
         return train_model(
-            split,
-            facts,
-            replace(start, head=head),
-            Sampling(chosen, facts.seed, recipe.epochs, recipe.batch_size, choose_augmentation(recipe)),
-            choose_optimization(recipe, labels, len(facts.class_names)),
-            execution,
-            resume_dir / f"{part}.pt",
-            part,
+            split, facts, replace(start, head=head), sampling, optimization, execution, resume_path, part
         )
 
-    def train_without(fold: int) -> nn.Module:
-        rows = np.flatnonzero((folds != LEFT_OUT) & (folds != fold))
-        return train_on(rows, probe.fold_heads[fold] if probe else None, f"{name} without fold {fold}")[0]
-
-    started = time.perf_counter()
-    validation = validate(
-        train_without,
-        split,
-        folds,
-        recipe.validation,
-        facts.transform,
-        len(facts.class_names),
-        device,
-        calibrated=recipe.calibration == "temperature",
-    )
-    scores = {**measure(validation), "validation_seconds": time.perf_counter() - started}
-    model, history = train_on(np.flatnonzero(folds != LEFT_OUT), probe.head if probe else None, name)
-    scale_logits(model, head_parameters(facts.architecture, facts.transform.crop), 1 / validation.temperature)
+    plan = choose_plan(recipe)
+    outcome = cross_fit(train_on, split, folds, probe, plan, facts.transform, len(facts.class_names), device)
+    temperature = outcome.validation.temperature
+    scale_logits(outcome.model, head_parameters(facts.architecture, facts.transform.crop), 1 / temperature)
     if rank_and_world_size()[0] == 0:
-        folder = artifacts.train_dir(name)
-        save_validation(folder / "validation.npz", validation)
-        save_checkpoint(folder / "checkpoint.safetensors", model, facts)
-        write_history(folder / "history.csv", history)
-        metrics = training_metrics(model, history) | scores | {"temperature": validation.temperature}
-        write_json(folder / "metrics.json", {"recipe": name, **metrics, **machine})
+        write_outputs(artifacts.train_dir(name), facts, outcome, machine)
         shutil.rmtree(resume_dir, ignore_errors=True)
 
 
@@ -145,7 +122,7 @@ def choose_folds(split: TrainSplit, recipe: Recipe, seed: int) -> np.ndarray:
     """(N,) int64: the fold of each image that the recipe is trained on; -1 for the others."""
     folds = load_folds(artifacts.INSPECTION / "folds.npz", len(split))
     chosen = choose_fraction(torch.from_numpy(np.array(split.labels)), recipe.train_fraction, seed).numpy()
-    return np.where(np.isin(np.arange(len(split)), chosen), folds, LEFT_OUT)
+    return merge_folds(np.where(np.isin(np.arange(len(split)), chosen), folds, LEFT_OUT), recipe.num_folds)
 
 
 def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: int) -> Probe:
@@ -153,6 +130,16 @@ def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: 
     features, balanced = load_file(artifacts.FEATURES / "train.safetensors"), recipe.class_weights == "balanced"
     labels = np.asarray(split.labels)
     return fit_probe(features["crop"], features["mirror"], labels, folds, num_classes, balanced=balanced)
+
+
+def choose_plan(recipe: Recipe) -> Plan:
+    return Plan(
+        epochs=recipe.epochs,
+        validation=recipe.validation,
+        final=recipe.final,
+        calibrated=recipe.calibration == "temperature",
+        balanced=recipe.class_weights == "balanced",
+    )
 
 
 def choose_augmentation(recipe: Recipe) -> Augmentation | None:
@@ -182,6 +169,22 @@ def fingerprint(recipe: Recipe, facts: Facts, folds: np.ndarray, runtime: Runtim
     images = hashlib.sha256(folds.tobytes()).hexdigest()
     everything = [recipe.model_dump(), asdict(facts), images, runtime.model_dump(), dict(machine), code.hexdigest()]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_outputs(folder: Path, facts: Facts, outcome: Outcome, ran_on: Mapping[str, str]) -> None:
+    save_validation(folder / "validation.npz", outcome.validation)
+    save_checkpoint(folder / "checkpoint.safetensors", outcome.model, facts)
+    write_history(folder / "history.csv", outcome.history)
+    metrics = {
+        "recipe": facts.recipe,
+        "result": outcome.result,
+        **training_metrics(outcome.model, outcome.history),
+        **measure(outcome.validation),
+        "validation_seconds": outcome.validation_seconds,
+        "temperature": outcome.validation.temperature,
+        **ran_on,
+    }
+    write_json(folder / "metrics.json", metrics)
 
 
 def write_history(path: Path, history: list[Epoch]) -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from stages.shared.calibration import fit_temperature
+from stages.shared.calibration import balanced_weights, fit_temperature
 from stages.shared.dataset import TrainSplit, fixed_crops
 from stages.shared.files import replacing
 from stages.shared.inference import predict_logits
@@ -65,19 +65,27 @@ def validate(
     device: torch.device,
     *,
     calibrated: bool,
+    balanced: bool,
 ) -> Validation:
-    """Logits of each held-out fold's images by the model that `train_without(fold)` trains; `folds` (N,) of the whole split.
-
-    With `calibrated` they are divided by the temperature that suits them best.
-    """
+    """Logits of each held-out fold's images by the model that `train_without(fold)` trains; `folds` (N,) of the whole split."""
     rows, logits = [np.empty(0, np.int64)], [np.empty((0, num_classes), np.float32)]
     for fold in held_out_folds(folds, how):
         rows.append(np.flatnonzero(folds == fold))
         logits.append(predict_rows(train_without(fold), split, rows[-1], transform, device))
     row, logit = np.concatenate(rows), np.concatenate(logits)
-    label = np.asarray(split.labels)[row]
-    temperature = fit_temperature(logit, label) if calibrated else 1.0
-    return Validation(row, label, (logit / temperature).astype(np.float32), temperature)
+    return calibrate(row, np.asarray(split.labels)[row], logit, calibrated=calibrated, balanced=balanced)
+
+
+def calibrate(
+    rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, calibrated: bool, balanced: bool
+) -> Validation:
+    """The logits (n, classes), with `calibrated` divided by the temperature that suits them best.
+
+    With `balanced` every class counts alike in that, as it does in the loss of a training with class weights.
+    """
+    weights = balanced_weights(labels) if balanced else None
+    temperature = fit_temperature(logits, labels, weights) if calibrated and len(rows) else 1.0
+    return Validation(rows, labels, (logits / temperature).astype(np.float32), temperature)
 
 
 def predict_rows(
