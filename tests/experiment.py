@@ -34,6 +34,8 @@ TINY: dict[str, Any] = {
     "train.scratch.batch_size": 8,
     "train.scratch.epochs": 2,
     "runtime.save_every": 0.0,  # a resume file after every epoch
+    "train.tuned.batch_size": 8,
+    "train.tuned.epochs": 1,
     "evaluate.bootstrap_samples": 50,
     "export.max_accuracy_drop": 1.0,
     "export.min_speedup": 0.0,  # nor does their speed: whether a file is there must not hang on the clock

@@ -99,7 +99,7 @@ def test_dvc_reads_every_value_as_the_typed_params_do():
         (
             "export.recipe",
             "other",
-            "export.recipe is 'other', which is neither auto nor among train's recipes: finetune, scratch",
+            "export.recipe is 'other', which is neither auto nor among train's recipes: finetune, scratch, tuned",
         ),
         ("export.opset", 22, "export.opset: Input should be less than or equal to 21"),
         ("seed", None, "seed: Input should be a valid integer"),
@@ -176,7 +176,7 @@ def said(tmp_path: Path, text: str) -> str:
             "train.scratch: head is of the source model: set init: pretrained, or head: random",
         ),
         ("train.1st", VALUES["train"]["scratch"], "train.1st: String should match pattern '^[A-Za-z][A-Za-z0-9_]*$' (found '1st')"),
-        ("export.recipe", "other", "params: export.recipe is 'other', which is neither auto nor among train's recipes: finetune, scratch"),
+        ("export.recipe", "other", "params: export.recipe is 'other', which is neither auto nor among train's recipes: finetune, scratch, tuned"),
         ("model.architecture", "resnet19", f"model.architecture: unknown architecture 'resnet19'; allowed are {', '.join(ARCHITECTURES)}"),
     ],
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""How good the recipes' models are, beside those of other libraries' defaults."""
