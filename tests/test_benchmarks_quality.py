@@ -1,0 +1,46 @@
+"""The quality benchmark's sums: means over seeds, and differences over the tasks and seeds that both have run."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.quality.peers import stratified_holdout
+from benchmarks.quality.table import compare_to_tuned, render, summarize
+
+
+def run(task: str, recipe: str, seed: int, accuracy: float) -> dict[str, Any]:
+    others = {"macro_recall": accuracy, "log_loss": 1.0, "ece": 0.1, "cpu_seconds": 2.0 + seed, "wall_seconds": 9.0}
+    return {"task": task, "recipe": recipe, "seed": seed, "accuracy": accuracy, "num_train": 20, **others}
+
+
+RUNS = [
+    run("a", "tuned", 0, 0.9), run("a", "tuned", 1, 0.8), run("b", "tuned", 0, 0.7),
+    run("a", "book", 0, 0.7), run("a", "book", 1, 0.7), run("c", "book", 0, 0.1),
+]  # fmt: skip
+
+
+def test_a_task_and_recipe_is_the_mean_of_its_seeds():
+    rows = {(row["task"], row["recipe"]): row for row in summarize(RUNS)}
+    assert rows["a", "tuned"]["accuracy"] == pytest.approx(0.85)
+    assert (rows["a", "tuned"]["seeds"], rows["a", "tuned"]["cpu_seconds"]) == (2, 2.5)
+
+
+def test_recipes_are_compared_on_the_tasks_and_seeds_that_both_have_run():
+    (book,) = compare_to_tuned(RUNS)
+    assert (book["recipe"], book["pairs"]) == ("book", 2)
+    assert book["ratio"] == pytest.approx(0.15 / 0.3)
+    assert book["more_low"] < book["more"] == pytest.approx(0.15) < book["more_high"]
+
+
+def test_the_table_says_how_many_seeds_and_what_was_not_run():
+    text = render(summarize(RUNS), compare_to_tuned(RUNS), {"device": "a CPU"})
+    assert "| a | 20 | tuned | 2 | 0.850 |" in text
+    assert "Not run: timm" in text
+
+
+def test_a_holdout_has_images_of_each_class():
+    labels = np.array([0] * 20 + [1] * 2)
+    rows, out = stratified_holdout(labels, 0.2, seed=0)
+    assert sorted([*rows.tolist(), *out.tolist()]) == list(range(22))
+    assert np.bincount(labels[out.numpy()]).tolist() == [4, 1]
