@@ -43,8 +43,8 @@ TINY: dict[str, Any] = {
 }
 
 
-def write_params(folder: Path, overrides: dict[str, Any]) -> None:
-    """folder/params.yaml: the checkout's own, with dotted keys set."""
+def write_params(folder: Path, overrides: dict[str, Any], *, whole: bool = False) -> None:
+    """folder/params.yaml: the checkout's own, with dotted keys set; unless `whole`, without `tuned`, which takes the longest."""
     values = YAML(typ="safe").load(ROOT / "params.yaml")
     for key, value in overrides.items():
         *sections, last = key.split(".")
@@ -52,6 +52,10 @@ def write_params(folder: Path, overrides: dict[str, Any]) -> None:
         for section in sections:
             target = target[section]
         target[last] = value
+    if not whole:
+        values["train"].pop("tuned", None)
+        if values["export"]["recipe"] == "auto":
+            values["export"]["recipe"] = next(iter(values["train"]))
     folder.mkdir(parents=True, exist_ok=True)
     YAML().dump(values, folder / "params.yaml")
     shutil.copy(ROOT / "fixes.yaml", folder)
@@ -66,7 +70,7 @@ def make_project(folder: Path, overrides: dict[str, Any]) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore, dirs_exist_ok=True)
     for name in ("dvc.yaml", "masking.py", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
-    write_params(folder, overrides)
+    write_params(folder, overrides, whole=True)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Tiny"]):
         git(folder, *command)
     return folder

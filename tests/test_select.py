@@ -97,7 +97,7 @@ def write_validation(recipe: str, skill: float, num: int = 60) -> None:
 
 def test_the_stage_writes_the_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, {"export.recipe": "auto"})
+    write_params(tmp_path, {"export.recipe": "auto"}, whole=True)
     for recipe, skill in {"finetune": 1.0, "scratch": 0.2, "tuned": 3.0}.items():
         write_validation(recipe, skill)
     select.main()
