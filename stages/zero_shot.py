@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
@@ -17,13 +18,16 @@ from torch import nn
 
 from stages.shared import artifacts
 from stages.shared.cli import run
-from stages.shared.dataset import load_manifest, load_test_split
+from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_test_split, load_train_split
 from stages.shared.files import write_json
 from stages.shared.inference import predict_logits
 from stages.shared.metrics import wilson_interval
 from stages.shared.model import build_model, head_parameters, load_source
 from stages.shared.params import class_rows, load_params
 from stages.shared.reproducibility import choose_device, describe_machine
+from stages.shared.transforms import Transform
+
+IMAGES_AT_A_TIME = 1024  # test crops in memory
 
 
 def main() -> None:
@@ -39,6 +43,7 @@ def main() -> None:
     device = choose_device(params.runtime.device)
     logits = predict_logits(model, split.pixels, manifest.transform, device=device)
     metrics = measure(logits, np.asarray(split.labels), sources)
+    metrics |= validate(model, load_train_split(artifacts.TRAIN_SPLIT), manifest.transform, sources, device)
     write_json(artifacts.ZERO_SHOT, {"measured": True, **metrics, "device": describe_machine(device)["device"]})
     print(
         f"zero-shot: top-1 {metrics['test_accuracy']:.3f}, ROC-AUC {metrics['roc_auc']} on {len(split.labels)} images"
@@ -66,6 +71,18 @@ def choose_sources(named: Mapping[str, int], class_names: Sequence[str], num_cla
         raise ValueError(f"zero_shot leaves {', '.join(sorted(unnamed))} unnamed; name all of the classes but one")
     others = np.setdiff1d(np.arange(num_classes), list(named.values()))
     return [np.array([named[name]]) if name in named else others for name in class_names]
+
+
+def validate(
+    model: nn.Module, split: TrainSplit, transform: Transform, sources: Sequence[np.ndarray], device: torch.device
+) -> dict[str, float]:
+    """validation_accuracy with its interval and validation_loss: nothing was trained, so every training image is held out."""
+    parts = np.array_split(np.arange(len(split)), -(-len(split) // IMAGES_AT_A_TIME))
+    crops = (fixed_crops(split, rows, transform) for rows in parts)
+    logits = np.concatenate([predict_logits(model, part, transform, device=device) for part in crops])
+    scores = measure(logits, np.asarray(split.labels), sources)
+    keys = ("accuracy", "accuracy_low", "accuracy_high", "loss")
+    return {f"validation_{key}": scores[f"test_{key}"] for key in keys}
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, sources: Sequence[np.ndarray]) -> dict[str, Any]:

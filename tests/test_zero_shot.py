@@ -64,6 +64,15 @@ def test_where_no_class_is_named_nothing_is_measured_and_metrics_say_so(tmp_path
     }
 
 
+def write_train_split(labels: np.ndarray) -> None:
+    """A training split of noise, 40 pixels a side."""
+    artifacts.TRAIN_SPLIT.mkdir(parents=True)
+    pixels = np.random.default_rng(1).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
+    sizes = np.full((len(labels), 2), 40, dtype=np.int32)
+    for name, array in {"pixels": pixels, "sizes": sizes, "labels": labels}.items():
+        np.save(artifacts.TRAIN_SPLIT / f"{name}.npy", array)
+
+
 def test_the_stage_measures_the_source_model_on_the_test_split(tmp_path: Path, monkeypatch, capsys) -> None:
     from safetensors.torch import save_file
 
@@ -71,6 +80,7 @@ def test_the_stage_measures_the_source_model_on_the_test_split(tmp_path: Path, m
     architecture = {"model.architecture": "shufflenet_v2_x0_5", "preprocess.resize": 32, "preprocess.crop": 32}
     write_params(tmp_path, architecture | {"zero_shot": ["hotdog@3"], "runtime.device": "cpu"})
     write_split(NAMES, 10)
+    write_train_split(np.arange(6) % 2)
     torch.manual_seed(0)
     weights = artifacts.source_weights("IMAGENET1K_V1")
     weights.parent.mkdir(parents=True)
@@ -79,6 +89,10 @@ def test_the_stage_measures_the_source_model_on_the_test_split(tmp_path: Path, m
     metrics = json.loads(artifacts.ZERO_SHOT.read_text())
     assert metrics["measured"] is True
     assert metrics["num_images"] == 10
+    low, high = metrics["validation_accuracy_low"], metrics["validation_accuracy_high"]
+    assert 0 <= low <= metrics["validation_accuracy"] <= high <= 1
+    assert metrics["validation_accuracy"] * 6 == pytest.approx(round(metrics["validation_accuracy"] * 6))
+    assert metrics["validation_loss"] > 0
     assert metrics["device"].startswith("cpu")
     assert f"top-1 {metrics['test_accuracy']:.3f}, ROC-AUC {metrics['roc_auc']} on 10 images" in capsys.readouterr().out
 
