@@ -88,7 +88,7 @@ def curve(
     opened = [index for name in np.unique(labels) for index in shuffled[labels[shuffled] == name][:4]]
     points = []
     while True:
-        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=300))
         known = np.array(opened)
         head.fit(features[known], labels[known])
         points.append((len(opened), float((head.predict(test[0]) == test[1]).mean())))

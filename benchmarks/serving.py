@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -238,7 +239,7 @@ async def open_loop(port: int, photos: list[bytes], rate: float, seconds: float)
 def running(command: list[str], port: int) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     try:
-        while asyncio.run(Connection(port).ask(b"")) == "ConnectionRefusedError":
+        while not is_open(port):
             if process.poll() is not None:
                 raise SystemExit(f"error: {command[1]} ended with {process.returncode}")
             time.sleep(0.1)
@@ -246,6 +247,12 @@ def running(command: list[str], port: int) -> Iterator["subprocess.Popen[bytes]"
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def cpu_seconds(pid: int) -> float:
