@@ -5,7 +5,7 @@
     curl -s localhost/photo.jpg | python consumers/predict.py - --json
     python consumers/predict.py @photos.txt                   # a file that names one image a line
     python consumers/predict.py photos/ --output answers.csv  # or .jsonl, .parquet; needs predict_table.py beside this
-    python consumers/predict.py --rank photos/                # what to label next; needs predict_rank.py beside this
+    python consumers/predict.py --rank photos/                # the unsure ones first; needs predict_rank.py beside this
 
 Images are read as the model was taught to see them: EXIF orientation applied, transparency laid on white, 16-bit values
 divided by 256, the first frame of an animation. Size does not matter: a model that names its resize in its metadata gets
@@ -145,7 +145,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--always", action="store_true", help="answer where the model's thresholds say that it is not sure, too")
     add("--output", type=Path, metavar="FILE", help="write a table as it goes: .csv, .jsonl or .parquet")
     add("--resume", action="store_true", help="go on with --output's file: skip the images that are in it")
-    add("--rank", action="store_true", help="name images in the order in which labels would teach the most")
+    add("--rank", action="store_true", help="name the images the model is least sure of first, unlike ones before like ones")
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes with --output FILE")
