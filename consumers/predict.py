@@ -145,7 +145,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--always", action="store_true", help="answer where the model's thresholds say that it is not sure, too")
     add("--output", type=Path, metavar="FILE", help="write a table as it goes: .csv, .jsonl or .parquet")
     add("--resume", action="store_true", help="go on with --output's file: skip the images that are in it")
-    add("--rank", action="store_true", help="name the images the model is least sure of first, unlike ones before like ones")
+    add(
+        "--rank",
+        action="store_true",
+        help="name the images the model is least sure of first, unlike ones before like ones",
+    )
     options = parser.parse_args(arguments)
     if options.resume and not options.output:
         parser.error("--resume goes with --output FILE")
