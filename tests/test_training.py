@@ -225,7 +225,7 @@ def test_several_processes_equal_one_in_float64(split, tmp_path, num_devices):
     (tmp_path / "rank.py").write_text(RANK.format(root=str(Path(__file__).parents[1])))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_devices}"]
     subprocess.run(
-        [*torchrun, tmp_path / "rank.py", tmp_path / "split.npz", tmp_path / "several.pt"], check=True, timeout=120
+        [*torchrun, tmp_path / "rank.py", tmp_path / "split.npz", tmp_path / "several.pt"], check=True, timeout=400
     )
 
     model, head = model_and_head("resnet18", 64)
