@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from scipy import stats
 
 from stages.compare.__main__ import main
 from stages.compare.paired import paired_difference
 from stages.compare.published import is_published_data
 from stages.shared import artifacts
-from tests.experiment import write_params
+from tests.experiment import ROOT, write_params
 from tests.finished_experiment import write_experiment, write_run, write_split
 
 KEYS = {
@@ -60,8 +61,7 @@ def test_validation_stands_beside_test_and_is_left_out_where_there_is_none():
 
 
 def test_third_recipe_appears_without_a_published_row():
-    third = {"init": "pretrained", "lr": 0.1, "head_lr_multiplier": 1, "weight_decay": 0, "batch_size": 8, "epochs": 1}
-    write_params(Path(), {"train.tiny_head": third})
+    write_params(Path(), {"train.tiny_head": YAML(typ="safe").load(ROOT / "params.yaml")["base_recipe"]})
     labels = write_split(("a", "b", "c"), 30)
     for recipe in ("finetune", "tiny_head", "scratch"):
         write_run(recipe, ("a", "b", "c"), labels, skill=2.0)

@@ -147,4 +147,7 @@ def test_a_wrong_value_stops_before_any_work(project):
 def test_an_unknown_recipe_is_named(project):
     done = stage(project, "train", "finetoon")
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: params.yaml has no recipe 'finetoon' under train; it has finetune, scratch, tuned"
+    assert (
+        done.stderr.strip()
+        == "error: params.yaml has no recipe 'finetoon' under train; it has finetune, scratch, tuned"
+    )
