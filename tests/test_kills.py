@@ -35,7 +35,7 @@ STAGES = {
     "check_parity": "stages.check_parity", "report": "stages.report",
 }  # fmt: skip
 KILLED = -9
-TIMES = {"seconds", "examples_per_second"}  # what no two runs agree on
+TIMES = {"seconds", "examples_per_second", "validation_seconds"}  # what no two runs agree on
 OF_TIMES = ("comparison.md", "parity.json", "parity.md", "report.html")
 # DVC writes these in place: killed in just that moment it leaves them in pieces, of which every later run complains.
 TORN = re.compile(r"'(?:\./)?(dvc\.lock|\.dvc/tmp/rwlock)'(?: is invalid| validation failed|.*structure is corrupted)")
