@@ -125,6 +125,14 @@ def test_a_probe_is_put_into_the_head():
         set_head(model, head, weight[:, :5], bias)
 
 
+def test_a_probe_is_not_put_into_a_head_that_is_not_linear():
+    model, head = build_model("squeezenet1_1", 2, 64), head_parameters("squeezenet1_1", 64)
+    with pytest.raises(
+        ValueError, match=r"head: probe needs a linear layer, and classifier\.1 is a Conv2d: set head: random"
+    ):
+        set_head(model, head, np.zeros((2, 512), np.float32), np.zeros(2, np.float32))
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Twelve photos, preprocessed, with folds and features; what a test adds to finetune's recipe."""

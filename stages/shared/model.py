@@ -207,7 +207,15 @@ def trainable_tail(model: nn.Module, head: tuple[str, ...]) -> nn.Module | None:
 
 @torch.no_grad()
 def set_head(model: nn.Module, head: tuple[str, ...], weight: np.ndarray, bias: np.ndarray) -> None:
-    """Put a linear head into `model`: `weight` (classes, d) for its features, `bias` (classes,)."""
+    """Put a linear head into `model`: `weight` (classes, d) for its features, `bias` (classes,).
+
+    Raises ValueError where the model's own head is no linear layer: SqueezeNet's is a convolution under a ReLU, which cuts logits off.
+    """
+    if not isinstance(head_module(model, head), nn.Linear):
+        raise ValueError(
+            f"head: probe needs a linear layer, and {head[0].rpartition('.')[0]} is a {type(head_module(model, head)).__name__}: "
+            "set head: random and final: retrained for this recipe, remove it, or take another model.architecture"
+        )
     state = model.state_dict()
     for name in head:
         value = torch.from_numpy(weight if state[name].dim() > 1 else bias)
