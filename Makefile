@@ -7,7 +7,7 @@ export DO_NOT_TRACK := 1
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro flow experiments serve doctor test test-all mutation check format bench web server clean
+.PHONY: help demo repro flow experiments serve doctor test test-all mutation check format bench web server tree clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

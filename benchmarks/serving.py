@@ -114,7 +114,7 @@ def run_alone(path: Path, photos: list[bytes], seconds: float) -> tuple[float, f
 
 
 def serve_naively(path: Path, port: int) -> None:
-    """What one writes first: decode, run, answer; a picture at a time in a thread of the framework's."""
+    """The naive server that one writes first: decode, run, answer; a picture at a time in a thread of the framework's."""
     import onnxruntime
     import uvicorn
     from fastapi import FastAPI, Request
@@ -140,7 +140,7 @@ def serve_naively(path: Path, port: int) -> None:
 
 @dataclass
 class Load:
-    """What came back."""
+    """The answers that came back."""
 
     asked: int = 0
     statuses: Counter[str] = field(default_factory=Counter)

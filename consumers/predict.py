@@ -8,7 +8,7 @@
     python consumers/predict.py --rank photos/                # the unsure ones first; needs predict_rank.py beside this
 
 Images are read as the model was taught to see them: EXIF orientation applied, transparency laid on white, 16-bit values
-divided by 256, the first frame of an animation. Size does not matter: a model that names its resize in its metadata gets
+by their high byte, the first frame of an animation. Size does not matter: a model that names its resize in its metadata gets
 the images resized by Pillow, which is what the training pipeline's resize equals; any other resizes by itself.
 
 Where the model carries thresholds, an answer may be "not sure" or "unlike anything it was taught"; --always answers.
@@ -180,7 +180,7 @@ def prepare_streams() -> None:
 
 @contextlib.contextmanager
 def open_writer(model: Model, options: argparse.Namespace) -> Iterator[tuple[Callable[[str, Result], None], set[str]]]:
-    """What takes each name and result, and the names that --resume finds done."""
+    """The writer that takes each name and result, and the names that --resume finds done."""
 
     def to_stdout(name: str, result: Result) -> None:
         if isinstance(result, Answer):
@@ -472,7 +472,7 @@ def is_picture(start: bytes) -> bool:
 
 
 def count_images(arguments: list[str]) -> int | None:
-    """How many there will be, where looking does not use them up."""
+    """The number there will be, where looking does not use them up."""
     lists = [Path(argument[1:]) for argument in arguments if argument.startswith("@")]
     return sum(1 for _ in find_images(arguments)) if all(path.is_file() for path in lists) else None
 
@@ -561,7 +561,7 @@ def formats() -> tuple[str, ...]:
 
 
 def name_format(file: BinaryIO) -> str:
-    """What is wrong with a file that no decoder takes for its own."""
+    """Say what is wrong with a file that no decoder takes for its own."""
     file.seek(0)
     start = file.read(32)
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):

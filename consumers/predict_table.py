@@ -28,7 +28,7 @@ class TableError(Exception):
 
 @contextlib.contextmanager
 def open_table(path: Path, class_names: list[str], resume: bool, total: int | None) -> Iterator[tuple[Add, set[str]]]:
-    """What takes a name, on one line, and its record, and the names in the rows that are there.
+    """The writer that takes a name, on one line, and its record, and the names in the rows that are there.
 
     `total` is the number of images, for the progress bar, where it is known.
     """

@@ -1,4 +1,4 @@
-"""How well the source model alone tells the target's classes apart: python -m stages.zero_shot.
+"""Measure how well the source model alone tells the target's classes apart: python -m stages.zero_shot.
 
 `zero_shot: [hotdog@934]` says which of the source model's classes means which target class; the one target class that is
 not named stands for all its other classes together. Nothing is trained. Where `zero_shot` is empty there is nothing to

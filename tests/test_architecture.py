@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from tests.tree import CONTRIBUTING, with_tree
+
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 CODE = ("stages", "synthetic_images", "masking")  # the packages and modules that stages are made of
@@ -158,3 +160,8 @@ def test_every_requirement_is_pinned():
     names = {canonicalize_name(Requirement(requirement).name) for requirement in wanted}
     assert names <= {canonicalize_name(name) for name in pins}
     assert all(re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version) for version in pins.values())
+
+
+def test_contributing_lists_every_file_as_it_is():
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    assert with_tree(text) == text, "CONTRIBUTING.md's list of files is stale: run `make tree`"

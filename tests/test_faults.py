@@ -21,13 +21,16 @@ from tests.test_kills import copy_of, results
 from tests.test_training import model_and_head, train
 
 EXPERIMENT = TINY | {"model.architecture": "shufflenet_v2_x0_5"}
-TO_SCRATCH = ["download dataset", "download model", "pretrain", "preprocess", "train scratch"]
+TO_SCRATCH = ["download dataset", "download model", "pretrain", "preprocess", "features", "inspect", "train scratch"]
 REST = [
     "zero_shot",
     "train finetune",
+    "train tuned",
     "evaluate finetune",
     "evaluate scratch",
+    "evaluate tuned",
     "compare",
+    "select",
     "export",
     "check_parity",
     "report",

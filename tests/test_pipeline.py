@@ -13,7 +13,7 @@ import pytest
 
 from tests.experiment import ROOT, TINY, dvc, git, make_project, stage
 
-SCRATCH_AND_AFTER = ["train@scratch", "evaluate@scratch", "compare", "report"]
+SCRATCH_AND_AFTER = ["train@scratch", "evaluate@scratch", "compare", "select", "export", "check_parity", "report"]
 
 
 def ran(output: str) -> list[str]:
@@ -39,12 +39,13 @@ def test_every_artifact_is_there(project):
 
 def test_comparison_has_a_complete_entry_a_recipe(project):
     entries = json.loads((project / "artifacts/comparison.json").read_text())
-    assert [entry["recipe"] for entry in entries] == ["finetune", "scratch"]
+    assert [entry["recipe"] for entry in entries] == ["finetune", "scratch", "tuned"]
     for entry in entries:
         for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "examples_per_second", "seconds"):
             assert entry[key] >= 0, key
         assert entry["device"].startswith(("cpu", "cuda"))
-        assert entry["published"]["test_accuracy"] == {"finetune": 0.880, "scratch": 0.849}[entry["recipe"]]
+        published = entry["published"] and entry["published"]["test_accuracy"]
+        assert published == {"finetune": 0.880, "scratch": 0.849}.get(entry["recipe"])
 
 
 def test_parity_passes_on_the_cpu_and_says_what_was_not_run(project):
@@ -62,7 +63,7 @@ def test_a_second_repro_runs_nothing(project):
 
 def test_another_scratch_lr_reruns_scratch_and_what_depends_on_it(project):
     output = dvc(project, "exp", "run", "-n", "other-lr", "-S", "train.scratch.lr=0.001")
-    assert ran(output) == SCRATCH_AND_AFTER
+    assert sorted(ran(output)) == sorted(SCRATCH_AND_AFTER)
 
     changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
     assert set(changed) == {"train.scratch.lr"}
@@ -149,5 +150,5 @@ def test_an_unknown_recipe_is_named(project):
     assert done.returncode == 1
     assert (
         done.stderr.strip()
-        == "error: params.yaml has no recipe 'finetoon' under train; it has finetune, scratch, tuned"
+        == "error: params.yaml has no recipe 'finetoon' under train; run python -m stages.train with one of finetune, scratch, tuned"
     )

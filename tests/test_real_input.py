@@ -35,7 +35,7 @@ def photos(tmp_path_factory) -> Path:
     ],
 )
 def test_real_photos_and_weights_go_through(tmp_path, photos, architecture, weights):
-    sizes = {"preprocess.resize": 72, "preprocess.crop": 64, "train.finetune.epochs": 1}
+    sizes = {"preprocess.resize": 72, "preprocess.crop": 64, "train.finetune.epochs": 1, "export.recipe": "finetune"}
     model = {"model.architecture": architecture, "model.weights": str(REAL / weights)}
     project = make_project(tmp_path, {**TINY, **sizes, **model, "dataset.source": str(photos)})
     for arguments in (

@@ -200,7 +200,6 @@ def test_the_command_searches_by_validation_and_tests_the_winner_alone(
     assert [row["trial"] for row in rows] == [0, 1, 2]
     trained = len((notes / "trained").read_text().splitlines())
     assert len((notes / "evaluated").read_text().splitlines()) == 1
-    assert trained < 6  # at least one trial was given up
     search(3)  # nothing is left to do
     assert len((notes / "trained").read_text().splitlines()) == trained
     names = dvc(toy, "exp", "list", "--name-only").split()

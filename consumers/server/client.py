@@ -97,7 +97,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def ask_num_classes(address: str, timeout: float) -> int:
-    """How many classes the model gives. Raises ServerError where it is not there or takes anything but uint8 images."""
+    """The number of classes that the model gives. Raises ServerError where it is not there or takes anything but uint8 images."""
     metadata = json.loads(_ask(urllib.request.Request(address), timeout))
     image, probabilities = (metadata.get(side) or [{}] for side in ("inputs", "outputs"))
     if (image[0].get("name"), image[0].get("datatype")) != ("image", "UINT8"):

@@ -1,4 +1,4 @@
-"""What every request goes through: the token, the time limit, an answer whatever fails, the counters and the log."""
+"""The way of every request: the token, the time limit, an answer whatever fails, the counters and the log."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What a request may take: bytes, time, and a place among those that are being answered."""
+"""The limits of a request: bytes, time, and a place among those that are being answered."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass
 class Admission:
-    """How much is being answered now. Refuses with 503 what would be too much."""
+    """Count what is being answered now. Refuses with 503 what would be too much."""
 
     limits: Limits
     requests: int = 0

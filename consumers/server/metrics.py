@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus."""
+"""The counters that /metrics tells Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""What the routes share: the model with its batcher, the limits, the counters; and how pictures reach the model."""
+"""The state that the routes share: the model with its batcher, the limits, the counters; and how pictures reach the model."""
 
 import asyncio
 import os

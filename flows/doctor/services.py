@@ -35,7 +35,7 @@ def check_dvc(root: Path) -> list[Finding]:
 
 
 def check_links(repo: Repo) -> Finding:
-    """How DVC puts results from its cache into the workspace: the first of `cache.type` that the file system can do."""
+    """The way DVC puts results from its cache into the workspace: the first of `cache.type` that the file system can do."""
     types = list(repo.cache.local.cache_types)
     cache, workspace = Path(repo.cache.local_cache_dir), Path(repo.root_dir, ".dvc", "tmp")
     for folder in (cache, workspace):

@@ -56,7 +56,7 @@ class Distance:
 
 
 def distance(logits: np.ndarray, reference: np.ndarray) -> Distance:
-    """How far `logits` are from `reference`, both (images, classes). One scale for all: per-logit relative error is noise."""
+    """The distance of `logits` from `reference`, both (images, classes). One scale for all: per-logit relative error is noise."""
     if logits.shape != reference.shape or not np.isfinite(logits).all():
         return Distance(float("inf"), float("inf"), len(reference), float("inf"))
     reference = reference.astype(np.float64)

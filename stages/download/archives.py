@@ -1,4 +1,4 @@
-"""What zip and tar files hold, as names and streams. Nothing is believed here but the bytes that come out."""
+"""The members of zip and tar files, as names and streams. Nothing is believed here but the bytes that come out."""
 
 import bz2
 import gzip

@@ -14,7 +14,7 @@ def split_checksum(source: str) -> tuple[str, str | None]:
 
 
 def matches(path: Path, checksum: str, *, prefix: bool = False) -> bool:
-    """Whether `path` has this digest; with `prefix` the checksum may be its first digits, as torchvision's is."""
+    """True where `path` has this digest; with `prefix` the checksum may be its first digits, as torchvision's is."""
     algorithm, _, expected = checksum.partition(":")
     found = file_digest(path, algorithm)
     return found.startswith(expected.lower()) if prefix else found == expected.lower()

@@ -120,7 +120,7 @@ def _refuse_special_file(path: Path, source: Path) -> None:
 
 
 def _broken(link: Path) -> str | None:
-    """What is wrong with a link that no copy can follow: `cp -rL` would fail on it, or never end."""
+    """Say what is wrong with a link that no copy can follow: `cp -rL` would fail on it, or never end."""
     try:
         target = link.resolve(strict=True)
     except (OSError, RuntimeError):  # which of them for links in a circle depends on Python's version

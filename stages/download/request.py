@@ -20,7 +20,7 @@ RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server may take. A transfer slower than `min_rate` over `window_seconds` is given up."""
+    """The time that a server may take. A transfer slower than `min_rate` over `window_seconds` is given up."""
 
     headers_seconds: float = 60.0  # name lookup, connection, redirects and headers together
     silence_seconds: float = 30.0  # without a single byte
@@ -99,7 +99,7 @@ def _status_error(status: int, url: str) -> Exception:
 
 
 def _unreachable_error(error: Exception, url: str, unreachable: str) -> Exception:
-    """What is worth retrying and what is not. Messages of http.client may hold the URL: only their kind is shown."""
+    """Tell what is worth retrying from what is not. Messages of http.client may hold the URL: only their kind is shown."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
         return ValueError(f"{masked(url)}: its certificate is not trusted ({reason.verify_message}); {unreachable}")

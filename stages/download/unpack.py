@@ -74,7 +74,7 @@ def safe_path(name: str, *, archive: Path) -> Path:
 
 
 def is_junk(path: Path) -> bool:
-    """What macOS and Windows leave beside files: never part of a dataset."""
+    """True for what macOS and Windows leave beside files: never part of a dataset."""
     return any(part in JUNK or part.startswith("._") for part in path.parts)
 
 

@@ -37,7 +37,7 @@ def digests(root: Path, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def read_source(path: Path) -> Mapping[str, Any] | None:
-    """What the download stage wrote about its source; None where it did not run."""
+    """The download stage's record of its source; None where it did not run."""
     return read_json(path) if path.is_file() else None
 
 

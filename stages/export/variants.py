@@ -36,7 +36,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Demands:
-    """What params.yaml asks of a variant."""
+    """The conditions that params.yaml sets for a variant."""
 
     max_accuracy_drop: float  # top-1, as a fraction
     max_errors: Mapping[str, float]  # max |Δlogit| / max |reference logit|, by precision
@@ -142,7 +142,7 @@ def run_core(core: ModelProto, images: np.ndarray, output: str = LOGITS) -> np.n
 
 
 def speedup(core: ModelProto, reduced: ModelProto, images: np.ndarray) -> float:
-    """How many times as fast as `core` `reduced` is, on this CPU, with a batch of `images`."""
+    """The speed of `reduced` over that of `core` on this CPU, with a batch of `images`."""
     sessions, seconds = [_session(model) for model in (core, reduced)], np.full((ROUNDS, 2), np.inf)
     for round_ in range(-1, ROUNDS):
         for place, session in enumerate(sessions):

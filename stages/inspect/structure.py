@@ -1,4 +1,4 @@
-"""What is left of an image when light, colour and fine noise are taken away: where its edges and textures are.
+"""The structure of an image: what is left when light, colour and fine noise are taken away: where its edges and textures are.
 
 Two near-duplicates agree in it over most of their area, once one is laid on the other; two different photos do not.
 """

@@ -1,4 +1,4 @@
-"""Which files belong to which class and split, from the folders alone."""
+"""Find which files belong to which class and split, from the folders alone."""
 
 import os
 from dataclasses import dataclass

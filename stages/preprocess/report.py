@@ -1,4 +1,4 @@
-"""What happened to the images: counts for people and DVC, names for whoever mends the data set."""
+"""Report what happened to the images: counts for people and DVC, names for whoever mends the data set."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def _why_empty(skipped: Sequence[Skipped], split: str | None, label: int, lost: 
 
 
 def _split_folders(layout: Layout, images: Sequence[Image]) -> dict[str, dict[str, int]]:
-    """How many images each split has from which of the dataset's folders; empty where the folders do not say."""
+    """The number of images that each split has from which of the dataset's folders; empty where the folders do not say."""
     return {
         split: {folder.name: sum(folder in image.source.file.parents for image in images) for folder in folders}
         for split, folders in layout.folders.items()

@@ -1,4 +1,4 @@
-"""Which image goes to which split: a function of contents and labels alone, never of file order or names."""
+"""Deal the images to the splits: a function of contents and labels alone, never of file order or names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -137,7 +137,7 @@ for fairness, robustness to attacks, or any use in which a mistake does harm."""
 
 
 def _files(sidecar: Mapping[str, Any]) -> str:
-    """What is shipped; the numbers of the reduced ones are of training images that they were not calibrated on."""
+    """The table of what is shipped; the numbers of the reduced ones are of training images that they were not calibrated on."""
     rows = {row["file"]: row for row in sidecar["variants"]}
     lines = [
         "## Files",

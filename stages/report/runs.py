@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Run:
-    """What training and evaluating one recipe left behind."""
+    """The results of training and evaluating one recipe."""
 
     recipe: str
     trained: dict[str, Any]  # train's metrics.json

@@ -73,7 +73,7 @@ class TestFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a model is trained on. It tells nothing of the test split."""
+    """The images that a model is trained on. It tells nothing of the test split."""
 
     class_names: tuple[str, ...]  # a label is an index into these
     digest: str  # sha256 of everything a model is trained on: contents, labels, their order, and the sizes below
