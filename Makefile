@@ -18,7 +18,7 @@ help:  ## Show this list
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra dev -c constraints.txt
 	touch $@
 
-demo: .venv/installed  ## Run every stage on drawn images, in .demo/ (no network, no GPU, under 4 minutes)
+demo: .venv/installed  ## Run every stage on drawn images, in .demo/ (no network, no GPU)
 	@$(BIN)/python -m flows.demo
 
 repro: .venv/installed  ## Run the experiment in params.yaml with DVC
