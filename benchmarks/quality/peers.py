@@ -32,9 +32,9 @@ Augment = Callable[[torch.Tensor], torch.Tensor]  # uint8 (3, height, width) to 
 
 def fastai(task: Task, seed: int) -> nn.Module:
     """One frozen epoch at 2e-3, then five at 1e-3 for the head and a hundredth of it for the backbone, one cycle each."""
-    model = source_model(task, seed)
-    model.classifier = fastai_head(len(task.class_names))  # type: ignore[assignment]
-    backbone, head = list(model.features.parameters()), list(model.classifier.parameters())  # type: ignore[union-attr]
+    features, head_module = source_model(task, seed).features, fastai_head(len(task.class_names))
+    model = nn.Sequential(features, ConcatPool(), head_module)  # type: ignore[arg-type]
+    backbone, head = list(features.parameters()), list(head_module.parameters())  # type: ignore[union-attr]
     batch_size = min(64, len(task.train))
     # The body is frozen, but for its batch norms.
     norms = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
@@ -48,6 +48,13 @@ def fastai(task: Task, seed: int) -> nn.Module:
         model, [(backbone, 1e-5), (head, 1e-3)], task, seed + 1, epochs=5, batch_size=batch_size, rising=0.3, div=5
     )
     return model
+
+
+class ConcatPool(nn.Module):
+    """AdaptiveConcatPool2d: (n, c, h, w) to (n, 2 c), each channel's maximum and mean."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
 
 
 def fastai_head(num_classes: int) -> nn.Module:
