@@ -23,7 +23,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a recipe's models said of images that they were not trained on."""
+    """The losses of a recipe's models on images that they were not trained on."""
 
     rows: np.ndarray  # (n,) int64, of the training split, ascending
     labels: np.ndarray  # (n,) int64

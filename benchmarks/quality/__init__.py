@@ -1,1 +1,1 @@
-"""How good the recipes' models are, beside those of other libraries' defaults."""
+"""The quality of the recipes' models, beside those of other libraries' defaults."""

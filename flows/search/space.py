@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows import named_file
 from flows.overrides import Settings
-from flows.project import read_yaml
 
 FOLDER = Path(__file__).parent  # of the spaces that come with the project
 
@@ -69,15 +69,4 @@ class Space(BaseModel):
 
 def load_space(name: str) -> Space:
     """A space that comes with the project, by its name, or any YAML file. Raises ValueError naming what is wrong in it."""
-    path = FOLDER / f"{name}.yaml" if re.fullmatch(r"\w+", name) else Path(name)
-    if not path.exists():
-        ready = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise ValueError(f"{path}: no such search space; there are {ready}, or name a YAML file")
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a search space: write keys and values, as in {FOLDER.name}/finetune.yaml")
-    try:
-        return Space.model_validate({"name": path.stem, **values})
-    except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, p['loc'])) or 'space'}: {p['msg']}" for p in error.errors()]
-        raise ValueError("\n".join([f"{path}: {error.error_count()} problem(s)", *problems])) from None
+    return named_file.load(Space, name, FOLDER, "search space")

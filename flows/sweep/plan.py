@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flows import named_file
 from flows.overrides import Settings, as_override, plain
-from flows.project import read_yaml
 from flows.sweep import backbones
 from masking import masked
 
@@ -86,18 +86,7 @@ class Experiment:
 
 def load_sweep(name: str) -> Sweep:
     """A sweep that comes with the project, by its name, or any YAML file. Raises ValueError naming what is wrong in it."""
-    path = FOLDER / f"{name}.yaml" if re.fullmatch(r"\w+", name) else Path(name)
-    if not path.exists():
-        ready = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise ValueError(f"{path}: no such sweep; there are {ready}, or name a YAML file")
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a valid sweep: write keys and values, as in {FOLDER.name}/freeze.yaml")
-    try:
-        return Sweep.model_validate({"name": path.stem, **values})
-    except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, p['loc'])) or 'sweep'}: {p['msg']}" for p in error.errors()]
-        raise ValueError("\n".join([f"{path}: {error.error_count()} problem(s)", *problems])) from None
+    return named_file.load(Sweep, name, FOLDER, "sweep")
 
 
 def unfold(sweep: Sweep, num_seeds: int, settings: Mapping[str, Any]) -> list[Experiment]:

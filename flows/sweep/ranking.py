@@ -27,7 +27,7 @@ def ranked(experiments: Iterable[Experiment], metrics: Metrics, score: str) -> l
 
 
 def without_test(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage measured, less the scores that a stage of a point's own (zero_shot) has of the test split."""
+    """The metrics of a stage, less the scores that a stage of a point's own (zero_shot) has of the test split."""
     return {
         key: value for key, value in measured.items() if re.match(r"(validation|train)_|seconds$|examples_per", key)
     }

@@ -132,7 +132,7 @@ def decide(
     class_names: tuple[str, ...],
     num_held_out: int,
 ) -> dict[str, Any]:
-    """What goes into the files as `thresholds`: {"familiarity": …, "probability": {class: …}}."""
+    """The value that goes into the files as `thresholds`: {"familiarity": …, "probability": {class: …}}."""
     thresholds: dict[str, Any] = {"familiarity": familiarity_threshold(num_held_out, decision.max_refused)}
     demanded = class_shares(decision.min_precision)
     if demanded and validation is None:

@@ -14,7 +14,7 @@ FAR = 0.99  # share of the training images that are nearer to their class
 
 
 class Looks(NamedTuple):
-    """What an image looks like as a whole, in gray levels; each (n,)."""
+    """The look of an image as a whole, in gray levels; each (n,)."""
 
     mean: np.ndarray
     deviation: np.ndarray

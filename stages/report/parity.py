@@ -13,7 +13,7 @@ Row = Mapping[str, Any]  # of parity.json
 
 @dataclass(frozen=True)
 class Cell:
-    """What is known of one runtime in one precision."""
+    """All that is known of one runtime in one precision."""
 
     verdict: str  # failed where any row did, else passed where any row did, else not run
     reason: str  # why it failed, or was not run
@@ -33,7 +33,7 @@ class Parity:
 
 
 def read_parity(path: Path) -> Parity | None:
-    """What check_parity wrote; None where it did not run."""
+    """The rows that check_parity wrote; None where it did not run."""
     return summarize_parity(read_json(path)["rows"]) if path.exists() else None
 
 

@@ -27,7 +27,7 @@ TrainOn = Callable[[np.ndarray, Head | None, int, str], Training]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a recipe is validated and what it ends with."""
+    """The way a recipe is validated, and what it ends with."""
 
     epochs: int
     validation: str  # none | holdout | folds
@@ -93,7 +93,7 @@ def merge_folds(folds: np.ndarray, most: int) -> np.ndarray:
 
 
 def is_better(first: Validation, second: Validation, *, balanced: bool) -> bool:
-    """Whether `first` has the lower log-loss on the images that both are of."""
+    """True where `first` has the lower log-loss on the images that both are of."""
     weights = balanced_weights(first.labels) if balanced else None
     return log_loss(first.logits, first.labels, weights) < log_loss(second.logits, second.labels, weights)
 
