@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 import stages.download.__main__ as stage
 from stages.download.dataset import bring_dataset, copy_folder
-from stages.download.place import alone
+from stages.download.output_folder import locked
 from stages.shared import artifacts
 from stages.shared.cli import TransientError
 from stages.shared.files import read_json
@@ -116,11 +116,11 @@ def test_a_second_process_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("builtins.print", lambda *_, **__: waiting.set())
 
     def second() -> None:
-        with alone(Path("cache"), "dataset"):
+        with locked(Path("cache"), "dataset"):
             entered.set()
 
     thread = threading.Thread(target=second, daemon=True)
-    with alone(Path("cache"), "dataset"):
+    with locked(Path("cache"), "dataset"):
         thread.start()
         assert waiting.wait(10)
         assert not entered.is_set()

@@ -4,7 +4,7 @@ import os
 
 from stages.download.checksum import split_checksum
 from stages.download.dataset import bring_dataset
-from stages.download.place import alone, building
+from stages.download.output_folder import locked, replacing_folder
 from stages.shared import artifacts
 from stages.shared.cli import run
 from stages.shared.files import write_json
@@ -18,7 +18,7 @@ def main(what: str = "") -> None:
     mirror = os.environ.get("MIRROR_BASE") or None
     if what == "dataset":
         source, checksum = split_checksum(params.dataset.source)
-        with alone(cache, what), building(artifacts.SOURCE_DATASET) as folder:
+        with locked(cache, what), replacing_folder(artifacts.SOURCE_DATASET) as folder:
             facts = bring_dataset(
                 folder / "images",
                 source=source,
@@ -35,7 +35,7 @@ def main(what: str = "") -> None:
         weights, checksum = split_checksum(params.model.weights)
         from stages.download.weights import bring_weights  # torch takes seconds to import; the dataset needs none of it
 
-        with alone(cache, what), building(artifacts.SOURCE_MODEL) as folder:
+        with locked(cache, what), replacing_folder(artifacts.SOURCE_MODEL) as folder:
             facts = bring_weights(
                 folder / "weights.safetensors",
                 weights=weights,

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from masking import masked
 from stages.download import checksum as digests
 from stages.download.addresses import basename, checked, fingerprint, mirrored
-from stages.download.request import USUAL, Patience
+from stages.download.request import DEFAULT_PATIENCE, Patience
 from stages.download.transfer import forget, transfer
 
 HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
@@ -20,7 +20,7 @@ def fetch(
     cache: Path,
     mirror: str | None = None,
     prefix: bool = False,
-    patience: Patience = USUAL,
+    patience: Patience = DEFAULT_PATIENCE,
 ) -> Path:
     """The file at `url` (at `{mirror}/{its name}` where a mirror is given), verified, in `cache`.
 

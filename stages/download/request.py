@@ -29,7 +29,7 @@ class Patience:
     max_bytes: int = 256 << 30
 
 
-USUAL = Patience()
+DEFAULT_PATIENCE = Patience()
 
 
 def open_url(url: str, headers: dict[str, str], unreachable: str, patience: Patience) -> Any:

@@ -14,7 +14,7 @@ from masking import masked
 from stages.download.addresses import fingerprint
 from stages.download.request import Patience, open_url
 from stages.shared.cli import TransientError
-from stages.shared.files import naming, read_json, write_json
+from stages.shared.files import path_in_errors, read_json, write_json
 
 CHUNK = 1 << 16  # bytes
 
@@ -95,7 +95,7 @@ def _continues(response: Any, part: Path, notes: dict[str, Any]) -> bool:
 def _receive(response: Any, part: Path, url: str, notes: dict[str, Any], patience: Patience) -> None:
     size, total = part.stat().st_size if part.exists() else 0, notes["total"]
     with (
-        naming(part),
+        path_in_errors(part),
         part.open("ab") as file,
         tqdm(desc=part.stem, initial=size, total=total, unit="B", unit_scale=True, disable=None) as bar,
     ):

@@ -21,7 +21,7 @@ from stages.preprocess.store import Image, stage_images, write_split
 from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.cli import run
 from stages.shared.dataset import Entry, Manifest, TestFile, save_manifest, save_test_files
-from stages.shared.files import naming, write_json
+from stages.shared.files import path_in_errors, write_json
 from stages.shared.params import load_params
 from stages.shared.transforms import Transform
 
@@ -58,7 +58,7 @@ def staging_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:
-        with naming(path):
+        with path_in_errors(path):
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)

@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
         left.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with naming(path):
+        with path_in_errors(path):
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def path_in_errors(path: Path) -> Iterator[None]:
     """Have an OSError in the block say `path` where it says nothing: writing to a full disk raises one without a name."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The stage's place on disk: one process at a time, and a folder that is whole or absent."""
+"""Write the stage's folders: one process at a time, each folder whole or absent."""
 
 import fcntl
 import shutil
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.shared.files import naming
+from stages.shared.files import path_in_errors
 
 
 @contextmanager
-def alone(cache: Path, what: str) -> Iterator[None]:
+def locked(cache: Path, what: str) -> Iterator[None]:
     """Wait until no other process downloads `what` into this checkout; a killed one lets go by itself."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{what}.lock").open("w") as lock:
@@ -23,16 +23,16 @@ def alone(cache: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def building(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it takes `target`'s place by renaming.
 
-    What a killed run left beside is cleared first. Use it under `alone`: the names beside are fixed.
+    What a killed run left beside is cleared first. Use it under `locked`: the names beside are fixed.
     """
     part, old = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.old.part")
     _clear(part, old)
     part.mkdir(parents=True)
     try:
-        with naming(target):
+        with path_in_errors(target):
             yield part
         if target.exists():
             target.replace(old)
