@@ -141,7 +141,7 @@ def run(
 
 
 def downstreams(stages: Iterable[Stage]) -> dict[str, set[str]]:
-    """For each stage of a plan the names of all that need it, at once or through others."""
+    """For each stage of a plan the names of all that need it, directly or through others."""
     found: dict[str, set[str]] = {}
     for stage in reversed(list(stages)):
         found.setdefault(stage.name, set())

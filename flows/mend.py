@@ -20,7 +20,7 @@ CONFLICT = re.compile(rb"^(<{7}|>{7}|\|{7})( |$)", re.MULTILINE)  # as git write
 
 
 def mend(root: Path) -> list[str]:
-    """Clear away the pieces and say in words what was. Where a DVC is at work, nothing is: it may be half-way through a file.
+    """Clear away the pieces and say in words what was done: nothing while a DVC is at work, which may be half-way through a file.
 
     Raises ValueError where dvc.lock holds a merge conflict, or where there is no DVC project.
     """

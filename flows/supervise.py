@@ -35,7 +35,7 @@ def start(
     stdout: int | IO[Any] | None = None,
     stderr: int | IO[Any] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` under a supervisor. Every process below it is gone `stop`, or this process's death, later."""
+    """Start `command` under a supervisor, which ends every process below it at `stop`, or when this process dies."""
     supervisor = [sys.executable, "-P", str(Path(__file__).resolve()), str(grace), *command]
     return subprocess.Popen(
         supervisor, cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True

@@ -31,7 +31,7 @@ def read(workspace: Path, project: Path) -> dict[str, str]:
 
 
 def changed(workspace: Path, sources: dict[str, str], stage: str) -> bool:
-    """True where the stage's local path differs from what it last copied; a path never copied by a flow does."""
+    """True where the stage's local path differs from what it last copied, or where no flow has copied it yet."""
     return stage in sources and _recorded(workspace).get(stage) != sources[stage]
 
 

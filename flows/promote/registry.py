@@ -37,7 +37,7 @@ def next_tag(project: Path) -> str:
 
 
 def promote(project: Path, tag: str, commit: str, message: str, git_remote: str | None = None) -> None:
-    """Make `commit` the promoted version; from the moment that the tag is there, it is."""
+    """Make `commit` the promoted version, by a tag."""
     who = [
         f"user.{key}={git(project, 'config', '--default', value, '--get', f'user.{key}')}" for key, value in COMMITTER
     ]
@@ -52,7 +52,7 @@ def promote(project: Path, tag: str, commit: str, message: str, git_remote: str 
 
 
 def fetch(project: Path, git_remote: str) -> None:
-    """Have the versions that other machines have promoted."""
+    """Fetch the versions that other machines have promoted."""
     git(project, "fetch", "--quiet", "--no-write-fetch-head", git_remote, f"refs/tags/{NAME}@*:refs/tags/{NAME}@*")
 
 

@@ -46,7 +46,7 @@ def validate(project: Path, commit: str, chosen: space.Space) -> None:
 
 
 def run_workers(given: dict[str, Any], count: int, seed: int) -> None:
-    """Keep `count` workers at it until each has found nothing more to do. Whatever ends this function, none goes on.
+    """Keep `count` workers running until no trial is left for any. However this function ends, no worker is left running.
 
     Raises ValueError where workers end with an error again and again.
     """

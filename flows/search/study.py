@@ -59,7 +59,7 @@ def open_study(folder: Path, space: Space, seed: int) -> optuna.Study:
 
 @contextlib.contextmanager
 def claimed(study: optuna.Study, space: Space, folder: Path, num_trials: int) -> Iterator[Trial | None]:
-    """Hold an unfinished trial that nobody is at, or else a new one; yields None once `num_trials` are there."""
+    """Hold an unfinished trial that no worker holds, or else a new one; yields None once there are `num_trials`."""
     with contextlib.ExitStack() as held:
         with _locked(folder / "claim.lock"):
             trial = _abandoned(study, folder, held) or _new(study, folder, held, num_trials)

@@ -21,7 +21,7 @@ class Memory:
 
 
 def jobs(need: Memory, free: Memory, *, threads: int, cores: int) -> int:
-    """Count the experiments that have `threads` cores each and what one needs of the free memory each; at least one."""
+    """Count the experiments that fit at one time, each with `threads` cores and as much memory as one needs; at least one."""
     fitting = [cores // threads, free.host // max(need.host, 1)]
     if need.gpu:
         fitting.append(free.gpu // need.gpu)

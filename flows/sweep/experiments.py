@@ -158,7 +158,7 @@ def _fresh(project: Path, folder: Path, commit: str) -> Path:
 def _watch(process: "subprocess.Popen[bytes]", stopping: threading.Event) -> Memory:
     """Wait for the end; returns the most memory that the process and all below it held at one time.
 
-    On a GPU that is by how much its free memory went down, which only tells something while nothing else starts there.
+    On a GPU it is the drop in free memory, which means something only while nothing else starts there.
     """
     host, free_before = 0, free_gpu_memory()
     lowest = free_before

@@ -45,7 +45,7 @@ def sweep_point(
 
 
 def fetch_commit(project: Path, commit: str, git_remote: str) -> None:
-    """Have the commit, without a change to what is checked out. Raises ValueError where the remote lacks it."""
+    """Fetch the commit and leave what is checked out as it is. Raises ValueError where the remote lacks it."""
     try:
         git(project, "cat-file", "-e", f"{commit}^{{commit}}")
     except ValueError:
@@ -56,7 +56,7 @@ def fetch_commit(project: Path, commit: str, git_remote: str) -> None:
 
 
 def run(experiment: Experiment, stopping: threading.Event, *, commit: str, threads: int, git_remote: str) -> None:
-    """Have a worker run the experiment, and wait for it: as long as it is queued, PATIENCE once it has begun.
+    """Have a worker run the experiment and wait for its end: without limit while it is queued, PATIENCE once it has begun.
 
     Raises ExperimentFailed, and Stopped once `stopping` is set.
     """

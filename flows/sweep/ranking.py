@@ -27,7 +27,7 @@ def ranked(experiments: Iterable[Experiment], metrics: Metrics, score: str) -> l
 
 
 def without_test(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a stage, less the scores that a stage of a point's own (zero_shot) has of the test split."""
+    """A stage's metrics without those of the test split, which zero_shot measures beside the others."""
     return {
         key: value for key, value in measured.items() if re.match(r"(validation|train)_|seconds$|examples_per", key)
     }

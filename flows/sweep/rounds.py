@@ -37,7 +37,7 @@ class Round:
 
 
 def run_round(planned: list[Experiment], jobs: int | None, **how: Any) -> Round:
-    """Run those of the experiments that are not done yet, wherever they can be had from."""
+    """Run the experiments that are not finished yet, here or on any of several machines."""
     project, commit, git_remote = how["project"], how["commit"], how["git_remote"]
     names = [experiment.name for experiment in planned]
     if git_remote:
@@ -55,7 +55,7 @@ def run_round(planned: list[Experiment], jobs: int | None, **how: Any) -> Round:
 
 
 def run_all(pending: list[Experiment], jobs: int | None, **how: Any) -> list[State]:
-    """Run the first alone, then `jobs` at a time; returns how each ended. Whatever ends this function, none goes on."""
+    """Run the first alone, then `jobs` at a time; returns how each ended. However this function ends, no experiment is left running."""
     stopping = threading.Event()
     futures: list[PrefectFuture[Any]] = []
     running: list[PrefectFuture[Any]] = []

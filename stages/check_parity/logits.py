@@ -27,7 +27,7 @@ Open = Callable[[bytes, Path], onnxruntime.InferenceSession]  # a model's bytes 
 
 
 def torch_rows(subjects: Subjects, limits: Limits) -> list[Row]:
-    """torch's own float32, judged as any other runtime: it is the one that names the guilty side."""
+    """torch's own float32, judged as any other runtime: where it is off too, the exported file is not to blame."""
     on_cpu, on_cuda = (Claim(f"torch {device}", "fp32", "checkpoint", AGREES) for device in ("CPU", "CUDA"))
     rows = attempt(on_cpu, partial(_torch_rows, on_cpu, subjects, "cpu", limits["fp32"]))
     if not torch.cuda.is_available():
@@ -132,7 +132,7 @@ def _open_tensorrt(core: bytes, _profile: Path) -> onnxruntime.InferenceSession:
 
 
 def _repeat_row(claim: Claim, logits: np.ndarray, again: np.ndarray, limit: float) -> Row:
-    """Bitwise or not is told; what is required is that a second run is as near as the limit allows."""
+    """A second run must agree within the limit; whether it agrees bit for bit is reported."""
     equal, error = bool(np.array_equal(logits, again)), distance(again, logits).error
     reason = "bitwise equal" if equal else f"not bitwise equal: {error:.2g} apart"
     verdict = PASSED if equal or error <= limit else FAILED

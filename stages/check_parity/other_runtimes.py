@@ -1,6 +1,6 @@
 """Check runtimes that are not ours, on whole images: OpenVINO and onnx's reference evaluator.
 
-A runtime that leaves something out of a graph (an antialiased resize, say) does so without a word; its answers show it.
+A runtime that leaves something out of a graph (an antialiased resize, say) does not say so, but its answers show it.
 """
 
 from collections.abc import Callable, Iterable, Iterator

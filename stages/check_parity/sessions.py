@@ -1,6 +1,6 @@
 """Open ONNX Runtime sessions that run where they were told to, or raise.
 
-Whether it can is asked of the driver and of the dynamic linker: ONNX Runtime itself only logs and goes on.
+The driver and the dynamic linker are asked first whether CUDA can run: ONNX Runtime only logs that it cannot, and goes on.
 """
 
 import contextlib

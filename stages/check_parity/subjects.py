@@ -1,4 +1,4 @@
-"""Load what parity is about: checkpoint, exported files, crops and reference, bound together."""
+"""Load what parity compares, and check that it belongs together: checkpoint, exported files, crops and reference."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The members of zip and tar files, as names and streams. Nothing is believed here but the bytes that come out."""
+"""The members of zip and tar files, as names and streams. Sizes that an archive declares are not trusted, only the bytes that come out."""
 
 import bz2
 import gzip
@@ -119,7 +119,7 @@ class _Bounded:
         return self.file.tell()
 
     def read_on(self) -> None:
-        """To the end: a compressed file's own checksum stands there."""
+        """Read to the end, where a compressed file's own checksum stands."""
         while self.file.read(CHUNK):
             self.seek(self.file.tell())
 

@@ -69,7 +69,7 @@ def check_same_task(checkpoint: Path, facts: Facts, manifest: Manifest) -> None:
 def predict(
     model: nn.Module, pixels: np.ndarray, facts: Facts, device: torch.device, execution: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """float32 logits (n, classes) of uint8 (n, crop, crop, 3) pixels, and what metrics.json says of how they came about.
+    """float32 logits (n, classes) of uint8 (n, crop, crop, 3) pixels, and metrics.json's record of how they were computed.
 
     Raises ValueError where the fast way's logits of a sample are not the exact way's within bfloat16's error.
     """

@@ -1,6 +1,6 @@
 """Make the network in float16 and int8, and ship what is accurate and fast enough.
 
-All is judged on training images. Those that the ranges of the activations were taken from are not among the judged.
+They are judged on training images, and not on those that calibrated the ranges of their activations.
 """
 
 import logging
@@ -157,7 +157,7 @@ def speedup(core: ModelProto, reduced: ModelProto, images: np.ndarray) -> float:
 def _best(
     precision: str, core: ModelProto, calibration: np.ndarray, judged: Judged
 ) -> tuple[str, ModelProto, np.ndarray]:
-    """The way of the smallest error on this machine, what it makes, and its logits of the judged images."""
+    """The setting with the smallest error on this machine, the model that it gives, and that model's logits of the judged images."""
     made = {way: make(core, calibration) for way, make in WAYS[precision].items()}
     logits = {way: run_core(model, judged.images) for way, model in made.items()}
     best = min(made, key=lambda way: relative_error(logits[way], judged.reference))

@@ -51,7 +51,7 @@ class Staged:
 
 
 def stage_images(sources: Sequence[Source], folder: Path, resize: int, crop: int, max_side: int) -> Staged:
-    """Decode `sources` into `folder`. A source without a split is stored in both forms, as its split hangs on its content."""
+    """Decode `sources` into `folder`. A source without a split is stored in both forms: which split it goes to is decided by its content, later."""
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_WORKERS)) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata: what matters is whether the pixels decode
         probed = dict(zip(sources, pool.map(_probe, sources), strict=True))
@@ -103,7 +103,7 @@ def _take(staged: Staged, split: str, images: Sequence[Image], side: int, path: 
 
 
 def create_pixels(path: Path, num: int, side: int) -> np.memmap:
-    """A new zeroed uint8 (num, side, side, 3) file. Its disk space is taken now: a full disk met later kills the process."""
+    """A new zeroed uint8 (num, side, side, 3) file. Its disk space is reserved now, because a disk that fills up later would kill the process."""
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(num, side, side, 3))
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:

@@ -103,7 +103,7 @@ def fast_predictor(
 
 
 def batches_on_host(pixels: np.ndarray, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
-    """Batches of `batch_size` images and how many of them count, copied one by one out of a map that may be larger than memory."""
+    """Batches of `batch_size` images, each with the number of those that are no padding, read one by one: the map may be larger than memory."""
     for start in range(0, len(pixels), batch_size):
         share = torch.from_numpy(np.array(pixels[start : start + batch_size]))
         yield F.pad(share, (0, 0, 0, 0, 0, 0, 0, batch_size - len(share))), len(share)

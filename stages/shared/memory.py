@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ended: torch has a class of its own for the device's; the host's is told by the allocator's words."""
+    """True where memory ran out: of the device, for which torch has a class of its own, or of the host, by the allocator's message."""
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 

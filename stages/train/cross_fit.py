@@ -93,7 +93,7 @@ def merge_folds(folds: np.ndarray, most: int) -> np.ndarray:
 
 
 def is_better(first: Validation, second: Validation, *, balanced: bool) -> bool:
-    """True where `first` has the lower log-loss on the images that both are of."""
+    """True where `first` has the lower log-loss on the images that both have."""
     weights = balanced_weights(first.labels) if balanced else None
     return log_loss(first.logits, first.labels, weights) < log_loss(second.logits, second.labels, weights)
 
@@ -113,7 +113,7 @@ def average_models(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def average_histories(histories: Sequence[Sequence[Epoch]]) -> list[Epoch]:
-    """Epoch by epoch, the mean of what the trainings say of themselves, but the sum of their seconds."""
+    """The trainings' histories as one: the mean of each epoch's numbers, and the sum of its seconds."""
     return [
         Epoch(
             epoch=epochs[0].epoch,
