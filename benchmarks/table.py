@@ -144,7 +144,13 @@ def value_and_text(name: str, row: Mapping[str, Any]) -> tuple[float | None, str
         return row["ratio"], f"{row['ratio']:.3f}"
     ours, theirs, *_ = row["rates"]
     times = "" if name == "resident" else "×"
-    return row["ratio"], f"{row['ratio']:.2f}{times} ({_rate(row, ours)} / {_rate(row, theirs)})"
+    pays = _when_it_pays(row) if name == "compiled" else ""
+    return row["ratio"], f"{row['ratio']:.2f}{times} ({_rate(row, ours)} / {_rate(row, theirs)}{pays})"
+
+
+def _when_it_pays(row: Mapping[str, Any]) -> str:
+    after = "never" if row["pays_after_steps"] is None else f"after {row['pays_after_steps']:,.0f} steps"
+    return f"; compiled in {row['compile_seconds']:.0f} s, pays {after}"
 
 
 def _rate(row: Mapping[str, Any], way: str) -> str:

@@ -1,9 +1,11 @@
 """How a stage ends: each kind of error as one line and its own exit code; what is a defect keeps its traceback."""
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,19 @@ def test_main_gets_the_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch
     words: list[str] = []
     run(lambda *given: words.extend(given))
     assert words == ["finetune", "--fast"]
+
+
+def test_what_a_stage_compiles_is_kept_in_the_project_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stages.train"])
+    for told, expected in ((None, str(tmp_path / ".cache" / "inductor")), ("/elsewhere", "/elsewhere")):
+        monkeypatch.setenv(name := "TORCHINDUCTOR_CACHE_DIR", told or "")
+        if not told:
+            monkeypatch.delenv(name)
+        run(lambda: None)
+        assert os.environ[name] == expected
 
 
 def test_too_many_words_are_a_usage_and_no_traceback() -> None:

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from stages.shared import reproducibility
-from stages.shared.reproducibility import choose_device, choose_precision, describe_machine, seed_everything
+from stages.shared.reproducibility import (
+    COMPILED_FROM,
+    Execution,
+    choose_device,
+    choose_precision,
+    describe_machine,
+    seed_everything,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -59,6 +66,24 @@ def test_auto_precision_is_bfloat16_only_where_the_device_computes_in_it(
 def test_a_precision_that_is_asked_for_is_taken() -> None:
     assert choose_precision("float32", CPU) == torch.float32
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("step", "device", "num_steps", "expected"),
+    [
+        ("auto", CPU, COMPILED_FROM, "eager"),
+        ("auto", CUDA, 80, "graph"),  # the book's recipes
+        ("auto", CUDA, COMPILED_FROM - 1, "graph"),
+        ("auto", CUDA, COMPILED_FROM, "compile"),
+        ("eager", CUDA, COMPILED_FROM, "eager"),
+        ("graph", CUDA, COMPILED_FROM, "graph"),
+        ("compile", CPU, 1, "compile"),
+    ],
+)
+def test_only_a_long_training_on_cuda_is_compiled_by_itself(
+    step: str, device: torch.device, num_steps: int, expected: str
+) -> None:
+    assert Execution(device, torch.float32, step).chosen_step(num_steps) == expected
 
 
 def test_the_machine_is_named_with_its_threads_and_versions() -> None:

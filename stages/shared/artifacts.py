@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 ROOT = Path("artifacts")
-CACHE = Path(".cache")  # partial downloads and resume files: outside every out, because DVC clears outs before a run
+CACHE = Path(
+    ".cache"
+)  # partial downloads, resume files, compiled kernels: outside every out, because DVC clears outs before a run
 
 # download
 SOURCE_DATASET = ROOT / "download" / "dataset"  # images/, source.json

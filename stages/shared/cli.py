@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from stages.shared.artifacts import CACHE
+
 
 class TransientError(Exception):
     """A fault that may be gone on the next try (the network); flows retry a stage only for this."""
@@ -17,6 +19,8 @@ def run(main: Callable[..., None]) -> None:
     except TypeError:
         words = " ".join(f"<{name}>" for name in inspect.signature(main).parameters)
         raise SystemExit(f"usage: python -m {_module()} {words}".rstrip()) from None
+    # Where torch.compile keeps its kernels; its own default, below /tmp, is lost with the next boot.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((CACHE / "inductor").absolute()))
     try:
         main(*sys.argv[1:])
     except ValueError as error:

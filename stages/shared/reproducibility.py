@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+# Compiling costs a minute or so and takes perhaps 1 of a step's 6 ms, so from here on it pays. Both are estimates: no GPU
+# was at hand. The row `compiled` of python -m benchmarks measures after how many steps it pays on a device.
+COMPILED_FROM = 60_000  # steps of a training
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -29,12 +33,15 @@ class Execution:
     def autocast(self) -> bool:
         return self.precision == torch.bfloat16
 
-    @property
-    def chosen_step(self) -> str:
-        """The way to execute a step: `auto` is a CUDA graph on CUDA, eager elsewhere."""
+    def chosen_step(self, num_steps: int) -> str:
+        """The way to execute a training of `num_steps`: `auto` is eager on a CPU; on CUDA a graph, of a compiled model where that pays."""
         if self.step == "graph" and self.device.type != "cuda":
             raise ValueError("runtime.step is graph, which needs CUDA; set it to auto, eager or compile")
-        return ("graph" if self.device.type == "cuda" else "eager") if self.step == "auto" else self.step
+        if self.step != "auto":
+            return self.step
+        if self.device.type != "cuda":
+            return "eager"
+        return "compile" if num_steps >= COMPILED_FROM else "graph"
 
 
 def seed_everything(seed: int) -> None:

@@ -4,6 +4,7 @@ It does not depend on the device, on the number of devices or on earlier epochs,
 after a power cut, sees what the same run on one CPU would have seen.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,11 @@ class Sampling:
     @property
     def full_batch(self) -> int:
         return min(self.batch_size, len(self.chosen))
+
+    @property
+    def num_batches(self) -> int:
+        """The number of batches in an epoch."""
+        return math.ceil(len(self.chosen) / self.batch_size)
 
 
 class Draws(NamedTuple):

@@ -109,7 +109,7 @@ def make_run(
     changing: list[torch.Tensor],
 ) -> Callable[[Draws, Draws], None]:
     """A function of a batch's draws, on the host and on the device, that runs the step as `execution` says."""
-    device, how = execution.device, execution.chosen_step
+    device, how = execution.device, execution.chosen_step(sampling.epochs * sampling.num_batches)
     if features is None:
         # On CUDA straight to what autocast makes of it, which is half the traffic.
         fed = torch.bfloat16 if execution.autocast and device.type == "cuda" else execution.dtype
@@ -142,21 +142,20 @@ def plan_batches(
     sizes = torch.from_numpy(np.ascontiguousarray(split.sizes))
     plan = plan_epoch(sizes, sampling.chosen, sampling.seed, epoch, sampling.augmentation)
     draws = plan.each(lambda part: part.to(device))
-    num_batches = math.ceil(len(sampling.chosen) / sampling.batch_size)
     bar = tqdm(
         zip(*(batches(part, sampling.batch_size, rank, world_size) for part in (plan, draws)), strict=True),
-        total=num_batches,
+        total=sampling.num_batches,
         desc=f"{name} {epoch}/{sampling.epochs}",
         disable=rank > 0 or None,
         leave=False,
     )
     for i, (on_host, batch) in enumerate(bar):
-        yield (epoch - 1 + i / num_batches) / sampling.epochs, on_host, batch
+        yield (epoch - 1 + i / sampling.num_batches) / sampling.epochs, on_host, batch
 
 
 @contextmanager
 def explained(num_images: int, batch_size: int) -> Iterator[None]:
-    """Turn what a batch of the wrong size runs into to a ValueError that says what to change."""
+    """Turn the errors that a batch of the wrong size causes into a ValueError that says what to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
