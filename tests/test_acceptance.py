@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.acceptance import __main__ as acceptance
-from benchmarks.acceptance import claims, pipeline
+from benchmarks.acceptance import claims, packages, pipeline
 from benchmarks.acceptance.graph import stages_in_order, unfold
 from benchmarks.acceptance.setup import Setup
 from benchmarks.acceptance.steps import STEPS, Step
@@ -83,6 +83,18 @@ def test_a_dry_run_cannot_replace_the_results(monkeypatch: pytest.MonkeyPatch, c
     with pytest.raises(SystemExit):
         acceptance.parse_arguments()
     assert "give it an --out of its own" in capsys.readouterr().err
+
+
+def test_what_a_machine_lacks_is_named_with_the_file_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packages.missing_packages() == []
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "cleanlab" else "there")
+    assert packages.missing_packages() == ["cleanlab is not installed; stages/inspect/labels.py needs it"]
+
+
+def test_the_steps_import_neither_an_orchestrator_nor_another_runtime() -> None:
+    imported = {module.split(".")[0] for file in packages.imported_files() for module in packages.imports(file)}
+    assert {"torch", "pydantic", "ruamel", "pytest"} <= imported
+    assert not {"prefect", "dvc", "openvino", "timm", "fastapi"} & imported
 
 
 def test_every_stage_comes_behind_what_it_reads() -> None:

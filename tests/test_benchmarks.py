@@ -17,9 +17,9 @@ from benchmarks.accuracy import mean_and_interval
 from benchmarks.contestants import PEERS, our_runs, peer_runs
 from benchmarks.record import attempt, write_row
 from benchmarks.roofline import H200, floor_seconds, training_flops
-from benchmarks.table import ROWS, render, write_table
+from benchmarks.table import ROWS, render, value_and_text, write_table
 from benchmarks.timing import interleave, ratio, summarize
-from benchmarks.training import over_floor
+from benchmarks.training import over_floor, when_it_pays
 from benchmarks.workload import HEAD_LR_MULTIPLIER, LR, MEAN, QUICK, STD, WEIGHT_DECAY, make_model, make_workload
 from stages.shared.optimization import param_groups
 from stages.shared.params import load_params
@@ -98,6 +98,17 @@ def test_a_floor_is_that_of_the_devices_own_peaks():
     assert row["allowed"]["h200"] == pytest.approx(38_500, rel=0.005)
     assert row["allowed"]["this device"] == pytest.approx(38_500 / 2, rel=0.005)
     assert row["ratio"] == pytest.approx(10_000 / (38_500 / 2), rel=0.005)
+
+
+def test_compiling_pays_when_the_steps_have_won_its_time_back():
+    rates = {"ours": {"median": 10_000.0}, "compiled": {"median": 12_500.0}}  # 12.8 and 10.24 ms a step
+    pays = when_it_pays(64.0, rates, batch_size=128)
+    assert pays["pays_after_steps"] == pytest.approx(25_000)
+    row = {"ratio": 1.25, "rates": {"compiled": rates["compiled"], "ours": rates["ours"]}, **pays}
+    text = "1.25× (12,500 / 10,000; compiled in 64 s, pays after 25,000 steps)"
+    assert value_and_text("compiled", row) == (1.25, text)
+    slower = when_it_pays(64.0, {"ours": rates["compiled"], "compiled": rates["ours"]}, batch_size=128)
+    assert value_and_text("compiled", {**row, **slower})[1].endswith("pays never)")
 
 
 def test_a_failing_contestant_is_a_row_and_the_others_are_kept(tmp_path):

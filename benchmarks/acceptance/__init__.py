@@ -11,12 +11,19 @@ the one in benchmarks/results. A machine that is lent for ten minutes at a time 
     --only training                      --only evaluation growth startup                 --only accuracy
     --only real --real PATH
 
-It needs what the stages and the tests marked gpu import, and neither Prefect nor DVC nor a network: beside torch, ONNX
-Runtime's CUDA provider and what comes with them, above all pydantic, ruamel.yaml, cleanlab and termcolor.
+It needs what the stages and the tests marked gpu import, and neither Prefect nor DVC nor a network. A bare machine says what it
+lacks by python -m benchmarks.acceptance.packages; to one with Python 3.12, torch 2.11 and its usual company take, as wheels:
+
+    pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 -c constraints.txt pydantic pydantic-core
+        annotated-types typing-extensions typing-inspection ruamel.yaml ruamel.yaml.clib cleanlab termcolor
+
+and for the steps tests, parity and evaluation ONNX Runtime's CUDA provider (onnxruntime-gpu), which is large: without it, its
+rows say `not run`, or fail where a GPU is required.
 
     steps.py      the steps: what each runs and how long it may take
     step.py       one step in this process
     claims.py     a claim and its verdict; the table
+    packages.py   the packages that the steps import, and which are missing
     capture.py    captured steps against eager ones
     graph.py      the stages in the order of dvc.yaml's graph
     pipeline.py   the whole pipeline in a scratch folder, CUDA against the CPU, parity, predict.py

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.acceptance.claims import failed, render
@@ -23,17 +25,20 @@ GRACE = 10  # seconds between asking a step to end and ending it
 
 def main() -> None:
     arguments = parse_arguments()
-    setup = Setup(
-        device=choose_device(arguments.device).type,
-        small=arguments.small,
-        out=str(arguments.out.resolve()),
-        work=str(arguments.work.resolve()),
-        real=str(arguments.real.resolve()) if arguments.real else None,
-        weights=str(arguments.weights.resolve()) if arguments.weights else None,
-    )
-    start_from_earlier_results(setup)
-    for name in arguments.only:
-        run_step(name, setup)
+    forked = arguments.small and any(STEPS[name].runs_stages for name in arguments.only)
+    with stage_python(forked) as python:
+        setup = Setup(
+            device=choose_device(arguments.device).type,
+            small=arguments.small,
+            out=str(arguments.out.resolve()),
+            work=str(arguments.work.resolve()),
+            real=str(arguments.real.resolve()) if arguments.real else None,
+            weights=str(arguments.weights.resolve()) if arguments.weights else None,
+            python=python,
+        )
+        start_from_earlier_results(setup)
+        for name in arguments.only:
+            run_step(name, setup)
     results = read_json(setup.results)
     table = render(results)
     write_text(setup.results.with_suffix(".md"), table)
@@ -58,6 +63,18 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.small and arguments.out.resolve() == RESULTS:
         parser.error("--small measures nothing worth keeping: give it an --out of its own")
     return arguments
+
+
+@contextmanager
+def stage_python(forked: bool) -> Iterator[str]:
+    """The python that runs stages: this one, or forks of one that has imported their libraries, most of a dry run's time."""
+    if forked:
+        from flows import warm
+
+        with warm.python() as folder:
+            yield str(folder / "python")
+    else:
+        yield sys.executable
 
 
 def start_from_earlier_results(setup: Setup) -> None:

@@ -1,7 +1,6 @@
 """The whole pipeline in a scratch folder, stage by stage; CUDA against the CPU; parity; predict.py."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,13 +23,14 @@ SMALL = {
     "pretrain.num_images": 40, "pretrain.epochs": 1, "preprocess.resize": 36, "preprocess.crop": 32,
     "parity.int8": 10.0,  # a network that has hardly been trained has logits of any size
 }  # fmt: skip
-BESIDE_PARAMS = ("fixes.yaml", "consumers")  # corrections of the data set, and predict.py, which check_parity runs
+# Of the checkout: the code, the data set's corrections, and predict.py, which check_parity runs.
+BESIDE_PARAMS = ("stages", "synthetic_images", "masking.py", "fixes.yaml", "consumers")
 SMALL_RECIPE = {"epochs": 1, "batch_size": 16}
 CUDA_PROBABILITY = 1e-3  # of predict.py on CUDA against the CPU, float32 without TF32
 
 
 def drawn_claims(setup: Setup) -> Iterator[Claim]:
-    yield from run_stages(scratch(setup, "drawn", DRAWN))
+    yield from run_stages(setup, scratch(setup, "drawn", DRAWN))
 
 
 def real_claims(setup: Setup) -> Iterator[Claim]:
@@ -38,7 +38,7 @@ def real_claims(setup: Setup) -> Iterator[Claim]:
         yield Claim("the pipeline on real photos", "", f"{NOT_RUN}: no --real PATH was given")
         return
     source = {"dataset.source": setup.real, "model.weights": setup.weights or "synthetic"}
-    yield from run_stages(scratch(setup, "real", source))
+    yield from run_stages(setup, scratch(setup, "real", source))
 
 
 def device_claims(setup: Setup) -> Iterator[Claim]:
@@ -52,7 +52,7 @@ def device_claims(setup: Setup) -> Iterator[Claim]:
         )
         link_artifacts(drawn, folder, leave_out=("train", "evaluate"))
         stages = [f"train@{recipe}", f"evaluate@{recipe}"]
-        yield from (claim for claim in run_stages(folder, only=stages, prefix=f"on {device}: "))
+        yield from run_stages(setup, folder, only=stages, prefix=f"on {device}: ")
         trained, tested = (
             read_json(folder / "artifacts" / kind / recipe / "metrics.json") for kind in ("train", "evaluate")
         )
@@ -67,7 +67,7 @@ def parity_claims(setup: Setup) -> Iterator[Claim]:
     """check_parity on every runtime and precision, and predict.py, on the drawn experiment's model."""
     drawn = yield from finished(setup)
     strict = ("--require-gpu",) if setup.device == "cuda" else ()
-    code, last = run_module(drawn, ("stages.check_parity", *strict))
+    code, last = run_module(setup.python, drawn, ("stages.check_parity", *strict))
     yield hold(f"stages.check_parity {' '.join(strict)}".strip(), code == 0, last, "exit 0")
     for row in read_json(drawn / "artifacts" / "parity.json")["rows"]:
         yield parity_claim(row)
@@ -110,7 +110,7 @@ def largest_difference(found: list[dict[str, float]], expected: list[dict[str, f
     return max(abs(ours[name] - theirs[name]) for ours, theirs in zip(found, expected, strict=True) for name in theirs)
 
 
-# scratch folders: params.yaml and artifacts; the code is the checkout's
+# scratch folders: params.yaml and artifacts, and links to the checkout's code
 
 
 def scratch(setup: Setup, name: str, settings: Mapping[str, Any]) -> Path:
@@ -145,7 +145,7 @@ def finished(setup: Setup) -> Generator[Claim, None, Path]:
     """The drawn experiment's folder; its stages are run here where the step `pipeline` has not run on this machine."""
     folder = scratch(setup, "drawn", DRAWN)
     if not (folder / "artifacts" / "parity.json").exists():
-        yield from run_stages(folder)
+        yield from run_stages(setup, folder)
     return folder
 
 
@@ -157,12 +157,12 @@ def link_artifacts(source: Path, target: Path, leave_out: tuple[str, ...]) -> No
             link.symlink_to(path)
 
 
-def run_stages(folder: Path, only: list[str] | None = None, prefix: str = "") -> Iterator[Claim]:
+def run_stages(setup: Setup, folder: Path, only: list[str] | None = None, prefix: str = "") -> Iterator[Claim]:
     """Run the stages in the graph's order; a claim each, and the scores that came out."""
     for stage in stages_in_order(ROOT / "dvc.yaml", load(folder / "params.yaml")):
         if only is None or stage.name in only:
             start = time.monotonic()
-            code, last = run_module(folder, stage.words)
+            code, last = run_module(setup.python, folder, stage.words)
             seconds = f"{time.monotonic() - start:.1f} s"
             yield hold(
                 f"{prefix}stage {stage.name}", code == 0, seconds if code == 0 else f"{seconds}: {last}", "exit 0"
@@ -172,12 +172,10 @@ def run_stages(folder: Path, only: list[str] | None = None, prefix: str = "") ->
             yield report(f"{path.parent.name}: test accuracy", f"{read_json(path)['test_accuracy']:.4f}")
 
 
-def run_module(folder: Path, words: tuple[str, ...]) -> tuple[int, str]:
-    """Exit code and last line of `python -m words`, run in `folder` with the checkout's code; its output is shown."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", *words]
+def run_module(python: str, folder: Path, words: tuple[str, ...]) -> tuple[int, str]:
+    """Exit code and last line of `python -m words`, run in `folder`; its output is shown."""
     run = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [python, "-m", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     print(run.stdout, end="", flush=True)
     return run.returncode, last_line(run.stdout)

@@ -1,6 +1,7 @@
 """The settings of one acceptance run, the same for every step."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Setup:
     work: str  # scratch folder that steps of several calls share
     real: str | None  # a real data set: a zip or a folder
     weights: str | None  # its source weights; None: the drawn source model's
+    python: str = sys.executable  # what runs the stages
 
     @property
     def torch_device(self) -> torch.device:

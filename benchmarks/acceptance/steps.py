@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.acceptance import capture, pipeline, speed
 from benchmarks.acceptance.claims import NOT_RUN, Claim, hold, report
+from benchmarks.acceptance.packages import missing_packages
 from benchmarks.acceptance.setup import ROOT, Setup
 from benchmarks.roofline import measure_peaks
 from stages.shared.reproducibility import describe_machine
@@ -25,10 +26,13 @@ CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,memory.
 class Step:
     claims: Callable[[Setup], Iterator[Claim]]
     seconds: int  # its time limit
+    runs_stages: bool = False
 
 
 def machine_claims(setup: Setup) -> Iterator[Claim]:
     """Versions, device, clocks, and the peaks that the device's floor is derived from."""
+    missing = missing_packages()
+    yield hold("the packages that the steps import", not missing, "; ".join(missing) or "all here")
     for name, value in describe_machine(setup.torch_device).items():
         yield report(name, value)
     for package in PACKAGES:
@@ -72,10 +76,10 @@ STEPS = {
     "machine": Step(machine_claims, 90),
     "capture": Step(capture.claims, 120),
     "tests": Step(device_tests, 330),
-    "pipeline": Step(pipeline.drawn_claims, 530),
-    "real": Step(pipeline.real_claims, 530),
-    "devices": Step(pipeline.device_claims, 530),
-    "parity": Step(pipeline.parity_claims, 530),
+    "pipeline": Step(pipeline.drawn_claims, 530, runs_stages=True),
+    "real": Step(pipeline.real_claims, 530, runs_stages=True),
+    "devices": Step(pipeline.device_claims, 530, runs_stages=True),
+    "parity": Step(pipeline.parity_claims, 530, runs_stages=True),
     "training": Step(speed.training_claims, 530),
     "evaluation": Step(speed.evaluation_claims, 240),
     "growth": Step(speed.growth_claims, 150),
