@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.toy_project import PARAMS_PY, git
+from tests.toy_project import commit_project
 
 DVC_YAML = """\
 stages:
@@ -47,24 +47,4 @@ write("parity.json", {"rows": [{**speed, "p50_ms": p["latency"]}, *failed]})
 
 def create(root: Path) -> Path:
     """Make the project in `root` (a new folder) and commit it."""
-    write = {
-        ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
-        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
-        ".gitignore": "/.cache/\n__pycache__/\n",
-        "artifacts/.gitignore": "*\n!.gitignore\n",
-        "dvc.yaml": DVC_YAML,
-        "params.yaml": PARAMS,
-        "stages/__init__.py": "",
-        "stages/shared/__init__.py": "",
-        "stages/shared/params.py": PARAMS_PY,
-        "stages/stage.py": STAGE_PY,
-    }
-    for name, text in write.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    git(root, "init", "--quiet", "--initial-branch", "main")
-    git(root, "config", "user.name", "Toy")
-    git(root, "config", "user.email", "toy@example.invalid")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "--message", "A project to promote from")
-    return root
+    return commit_project(root, {"dvc.yaml": DVC_YAML, "params.yaml": PARAMS, "stages/stage.py": STAGE_PY})

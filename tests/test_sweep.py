@@ -12,7 +12,7 @@ import pytest
 
 from flows import dvc_stages
 from tests import sweep_project
-from tests.toy_project import dvc, git, processes_in, wait_until
+from tests.toy_project import dvc, git, identify, processes_in, wait_until
 
 ROOT = Path(__file__).parents[1]
 GRID = """\
@@ -281,7 +281,7 @@ def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: 
         for name in ("one", "two"):
             clone = tmp_path / name
             git(toy, "clone", "--quiet", str(origin), str(clone))
-            sweep_project.identify(clone)
+            identify(clone)
             worker = [*prefect, "worker", "start", "--pool", "machines", "--name", name, "--limit", "1"]
             own = {**environment, "PIPELINE_ROOT": str(clone)}
             workers.append(subprocess.Popen(worker, cwd=clone, env=own, start_new_session=True))

@@ -82,30 +82,41 @@ time.sleep(600)
 
 def create(root: Path) -> Path:
     """Make the project in `root` (a new folder) and commit it."""
-    for folder in (".dvc", "artifacts", "knobs"):
-        (root / folder).mkdir(parents=True)
-    write = {
-        ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n",
-        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    (root / "knobs").mkdir(parents=True)
+    files = {
         ".gitignore": "/.cache/\n/knobs/\n/running\n/__pycache__/\n",
-        "artifacts/.gitignore": "*\n!.gitignore\n",
         "dvc.yaml": DVC_YAML,
         "stage.py": STAGE_PY,
-        "stages/__init__.py": "",
-        "stages/shared/__init__.py": "",
-        "stages/shared/params.py": PARAMS_PY,
         "params.yaml": "number: 1\nother: 1\ndataset:\n  source: synthetic\nmodel:\n  weights: synthetic\n",
         "source.txt": "text",
     }
-    for name, text in write.items():
+    return commit_project(root, files)
+
+
+def commit_project(root: Path, files: dict[str, str]) -> Path:
+    """Write the files of a project, and those that every DVC project of the tests has, and commit them all."""
+    common = {
+        ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n",
+        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+        ".gitignore": "/.cache/\n__pycache__/\n",
+        "artifacts/.gitignore": "*\n!.gitignore\n",
+        "stages/__init__.py": "",
+        "stages/shared/__init__.py": "",
+        "stages/shared/params.py": PARAMS_PY,
+    }
+    for name, text in {**common, **files}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     git(root, "init", "--quiet", "--initial-branch", "main")
+    identify(root)
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "A project")
+    return root
+
+
+def identify(root: Path) -> None:
     git(root, "config", "user.name", "Toy")
     git(root, "config", "user.email", "toy@example.invalid")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "--message", "Toy project")
-    return root
 
 
 def git(root: Path, *words: str) -> str:
