@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality.peers import stratified_holdout
+from benchmarks.quality.fine_tuning import stratified_holdout
 from benchmarks.quality.table import compare_to_tuned, render, summarize
 
 
@@ -37,7 +37,8 @@ def test_recipes_are_compared_on_the_tasks_and_seeds_that_both_have_run():
 def test_the_table_says_how_many_seeds_and_what_was_not_run():
     text = render(summarize(RUNS), compare_to_tuned(RUNS), {"device": "a CPU"})
     assert "| a | 20 | tuned | 2 | 0.850 |" in text
-    assert "Not run: timm" in text
+    assert "| book | 1 | 2 | 0.300 / 0.150 | 0.50 |" in text
+    assert "Not run, for want of time: probe, fastai" in text
 
 
 def test_a_holdout_has_images_of_each_class():

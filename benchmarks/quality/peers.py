@@ -1,52 +1,64 @@
-"""Other libraries' defaults for fine-tuning, each written from its code; the backbone and the images are ours.
+"""Other libraries' defaults for fine-tuning, each written from its code. The backbone, the images and the test transform are ours.
 
-fastai        Learner.fine_tune (fastai/callback/schedule.py), vision_learner and create_head (fastai/vision/learner.py),
-              aug_transforms' flip; the user names the epochs: 5, as the book's recipe has
-autogluon     AutoGluon multimodal's defaults (multimodal/src/autogluon/multimodal/configs/optim/default.yaml: AdamW 1e-4,
-              weight decay 1e-3, layer decay 0.9, cosine, 10 % warm-up, 20 epochs, patience 10, top-3 greedy soup;
-              model: resize, center crop, trivial augment; 20 % of the images for validation)
-ultralytics   classify (ultralytics/cfg/default.yaml: 100 epochs, batch 16, RandAugment, erasing 0.4, warm-up of 3 epochs, lr
-              down to a hundredth; engine/trainer.py's `auto` optimizer: AdamW, round(0.002 * 5 / (4 + classes), 6))
+fastai             fastai 2.8.12: fine_tune and fit_one_cycle (callback/schedule.py), vision_learner and create_head
+                   (vision/learner.py), Adam and set_hyper (optimizer.py), aug_transforms (vision/augment.py). Its user names the
+                   epochs: 5, as the book's recipe has
+autogluon          autogluon.multimodal 1.6.3: configs/{optim,env,model}/default.yaml, get_grad_steps and top_k_average (learners/base.py),
+                   data/trivial_augmenter.py; holdout as default_holdout_frac (autogluon.core) has it for less than 2,500 images
+autogluon-medium   the same with presets="medium_quality", which is its own for a mobile network: lr 4e-4 (utils/presets.py)
+ultralytics        ultralytics 8.4.190, classify: cfg/default.yaml, build_optimizer and _do_train (engine/trainer.py), ModelEMA
+                   (utils/torch_utils.py), classify_augmentations (data/augment.py). Its last average is taken: it would choose the
+                   best epoch on the test split, where no validation split is given
+bit                BiT-HyperRule (Kolesnikov et al., Big Transfer, 2020; google-research/big_transfer: bit_hyperrule.py, bit_pytorch/train.py)
+timm               timm 1.0's train.py with --pretrained and no other option, which its documentation names for fine-tuning: SGD
+                   with Nesterov momentum, lr 0.1 * batch / 256, weight decay 2e-5, 300 epochs, 5 of them warm-up from 1e-5
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import v2
 
-from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task
-from stages.shared.dataset import TrainSplit, fixed_crops
-from stages.shared.model import build_model, head_parameters, load_source
+from benchmarks.quality.fine_tuning import (
+    accuracy, drawn, greedy_soup, set_rates, shuffled, source_model, split_by_decay, stratified_holdout, train,
+)  # fmt: skip
+from benchmarks.quality.tasks import ARCHITECTURE, CROP, RESIZE, Task
+from stages.shared.model import head_parameters
 from stages.shared.optimization import Optimization, param_groups
-from stages.shared.transforms import normalize
 
-Augment = Callable[[torch.Tensor], torch.Tensor]  # uint8 (3, height, width) to uint8 (3, CROP, CROP)
+WHOLE = [v2.Resize((RESIZE, RESIZE), antialias=True), v2.CenterCrop(CROP)]  # what the test crop shows
 
 
 def fastai(task: Task, seed: int) -> nn.Module:
-    """One frozen epoch at 2e-3, then five at 1e-3 for the head and a hundredth of it for the backbone, one cycle each."""
-    features, head_module = source_model(task, seed).features, fastai_head(len(task.class_names))
-    model = nn.Sequential(features, ConcatPool(), head_module)  # type: ignore[arg-type]
-    backbone, head = list(features.parameters()), list(head_module.parameters())  # type: ignore[union-attr]
-    batch_size = min(64, len(task.train))
-    # The body is frozen, but for its batch norms.
-    norms = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
-    frozen = {id(p) for p in backbone} - {id(p) for p in norms}
-    for parameter in backbone:
-        parameter.requires_grad_(id(parameter) not in frozen)
-    one_cycle(model, [(norms, 2e-3), (head, 2e-3)], task, seed, epochs=1, batch_size=batch_size, rising=0.99, div=25)
-    for parameter in backbone:
-        parameter.requires_grad_(True)
-    one_cycle(
-        model, [(backbone, 1e-5), (head, 1e-3)], task, seed + 1, epochs=5, batch_size=batch_size, rising=0.3, div=5
-    )
+    """One epoch at 2e-3 with the body frozen but for its batch norms, then five with the head at 1e-3 and the body at 1e-5."""
+    body = source_model(task, seed).get_submodule("features")
+    head = nn.Sequential(
+        nn.BatchNorm1d(2560), nn.Dropout(0.25), nn.Linear(2560, 512, bias=False), nn.ReLU(inplace=True),
+        nn.BatchNorm1d(512), nn.Dropout(0.5), nn.Linear(512, len(task.class_names), bias=False),
+    )  # fmt: skip
+    for layer in (head[2], head[6]):
+        nn.init.kaiming_normal_(layer.weight)
+    model = nn.Sequential(body, ConcatPool(), head)
+    groups = [*split_by_decay(body.named_parameters(), 0.01), *split_by_decay(head.named_parameters(), 0.01)]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.95, 0.99), eps=1e-5)
+    some = partial(v2.RandomApply, p=0.75)
+    augment = v2.Compose([
+        v2.Resize((RESIZE, RESIZE), antialias=True), v2.RandomCrop(CROP), v2.RandomHorizontalFlip(),
+        v2.RandomPerspective(0.2, p=0.75), some([v2.RandomRotation(10, v2.InterpolationMode.BILINEAR)]),
+        some([v2.RandomAffine(0, scale=(1, 1.1))]), some([v2.ColorJitter(brightness=0.2)]), some([v2.ColorJitter(contrast=0.2)]),
+    ])  # fmt: skip
+    rows, batch_size = torch.arange(len(task.train)), min(64, len(task.train))
+    norms = {id(p) for module in body.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
+    for epochs, peaks, rising, div in ((1, (2e-4, 2e-3), 0.99, 25), (5, (1e-5, 1e-3), 0.3, 5)):
+        for parameter in body.parameters():
+            parameter.requires_grad_(epochs > 1 or id(parameter) in norms)
+        order = shuffled(rows, batch_size, epochs, drop_last=True)
+        train(model, optimizer, task, order, augment, partial(one_cycle, peaks=peaks, rising=rising, div=div))
     return model
 
 
@@ -57,191 +69,125 @@ class ConcatPool(nn.Module):
         return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
 
 
-def fastai_head(num_classes: int) -> nn.Module:
-    """create_head: average and maximum pooled, two linear layers, each behind batch norm and dropout."""
-    first, last = nn.Linear(2 * 1280, 512, bias=False), nn.Linear(512, num_classes, bias=False)
-    for layer in (first, last):
-        nn.init.kaiming_normal_(layer.weight)
-    return nn.Sequential(
-        nn.BatchNorm1d(2560), nn.Dropout(0.25), first, nn.ReLU(inplace=True), nn.BatchNorm1d(512), nn.Dropout(0.5), last
-    )
-
-
 def one_cycle(
-    model: nn.Module,
-    groups: list[tuple[list[nn.Parameter], float]],
-    task: Task,
-    seed: int,
-    *,
-    epochs: int,
-    batch_size: int,
-    rising: float,
-    div: float,
+    optimizer: torch.optim.Optimizer, progress: float, *, peaks: tuple[float, float], rising: float, div: float
 ) -> None:
-    """fit_one_cycle: cosine up from lr / div, cosine down to lr / 1e5, momentum 0.95 to 0.85 and back; Adam, decay 0.01."""
-    steps = epochs * (len(task.train) // batch_size)  # fastai drops the last batch
-    matrices = [{"params": [p for p in own if p.dim() > 1], "weight_decay": 0.01, "peak": lr} for own, lr in groups]
-    vectors = [{"params": [p for p in own if p.dim() <= 1], "weight_decay": 0.0, "peak": lr} for own, lr in groups]
-    optimizer = torch.optim.AdamW([g for g in matrices + vectors if g["params"]], betas=(0.95, 0.99), eps=1e-5)
-
-    def schedule(step: int) -> None:
-        at = step / steps
-        up = at < rising
-        along = at / rising if up else (at - rising) / (1 - rising)
-        part = (1 - math.cos(math.pi * along)) / 2
-        for group in optimizer.param_groups:
-            low, high = group["peak"] / div, group["peak"]
-            group["lr"] = low + (high - low) * part if up else high + (group["peak"] / 1e5 - high) * part
-            group["betas"] = (0.95 - 0.1 * part if up else 0.85 + 0.1 * part, 0.99)
-
-    augment = v2.Compose([v2.RandomResizedCrop(CROP, scale=(0.35, 1), antialias=True), v2.RandomHorizontalFlip()])
-    rows = torch.arange(len(task.train))
-    for step, (images, labels) in enumerate(batches(task, rows, augment, seed, epochs, batch_size, drop_last=True)):
-        schedule(step)
-        train_step(model, optimizer, images, labels)
+    """Rates from peak / div by a cosine to the peak, then to peak / 1e5; momentum from 0.95 to 0.85 and back."""
+    up = progress < rising
+    share = (1 - math.cos(math.pi * (progress / rising if up else (progress - rising) / (1 - rising)))) / 2
+    body, head = (peak * (1 / div + (1 - 1 / div) * share if up else 1 + (1e-5 - 1) * share) for peak in peaks)
+    for group, rate in zip(optimizer.param_groups, (body, body, head, head), strict=True):
+        group["lr"], group["betas"] = rate, (0.95 - 0.1 * share if up else 0.85 + 0.1 * share, 0.99)
 
 
-def autogluon(task: Task, seed: int) -> nn.Module:
-    """Layer-wise rates, a validation at each half epoch, and the greedy soup of the three best."""
+def autogluon(task: Task, seed: int, lr: float = 1e-4) -> nn.Module:
+    """Layer-wise rates and 128 images a step in parts of 8; the greedy soup of the three best of a validation each half epoch."""
     model = source_model(task, seed)
     rows, held_out = stratified_holdout(np.asarray(task.train.labels), 0.2, seed)
-    optimization = Optimization(lr=1e-4, layer_decay=0.9)
-    groups: list[dict[str, Any]] = param_groups(model, head_parameters(ARCHITECTURE, CROP), optimization)
-    optimizer = torch.optim.AdamW([{**group, "peak": group["lr"]} for group in groups], weight_decay=1e-3)
-    batch_size, epochs = min(128, len(rows)), 20
-    per_epoch = math.ceil(len(rows) / batch_size)
-    steps, best, since = epochs * per_epoch, list[tuple[float, int, dict[str, torch.Tensor]]](), 0
-    augment = v2.Compose([v2.Resize((CROP, CROP), antialias=True), v2.TrivialAugmentWide()])
-    for step, (images, labels) in enumerate(batches(task, rows, augment, seed, epochs, batch_size)):
-        warm = 0.1 * steps
-        factor = step / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        train_step(model, optimizer, images, labels)
-        if (step + 1) % max(1, per_epoch // 2) == 0:
+    layers: list[dict[str, Any]] = param_groups(
+        model, head_parameters(ARCHITECTURE, CROP), Optimization(lr=lr, layer_decay=0.9)
+    )
+    groups = [
+        {**group, "peak": layer["lr"]}
+        for layer in layers
+        for group in split_by_decay([("", parameter) for parameter in layer["params"]], 1e-3)
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    # TrivialAugment over the plain ranges of its operations, not torchvision's wide ones.
+    augment = v2.Compose([*WHOLE, v2.RandomChoice([v2.RandAugment(1, strength) for strength in range(31)])])
+    order = shuffled(rows, 8, epochs=20)
+    each, best, since = max(1, len(order) // 40), list[tuple[float, int, dict[str, torch.Tensor]]](), 0
+
+    def follow(optimizer: torch.optim.Optimizer, progress: float) -> None:
+        warm = progress / 0.1
+        set_rates(optimizer, warm if warm < 1 else (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) / 2)
+
+    def validate(batch: int) -> bool:
+        nonlocal best, since
+        if (batch + 1) % each == 0:
             score = accuracy(model, task, held_out)
             since = 0 if not best or score > best[0][0] else since + 1
-            best = sorted([*best, (score, -step, copy.deepcopy(model.state_dict()))], key=lambda b: b[:2], reverse=True)
-            best = best[:3]
-            if since >= 10:
-                break
+            seen = [*best, (score, -batch, copy.deepcopy(model.state_dict()))]
+            best = sorted(seen, key=lambda one: one[:2], reverse=True)[:3]
+        return since >= 10
+
+    steps = {"parts": 16, "last_of": math.ceil(len(rows) / 8)}
+    train(model, optimizer, task, order, augment, follow, **steps, clip=1.0, after_batch=validate)
     return greedy_soup(model, [state for *_, state in best], task, held_out)
-
-
-def greedy_soup(
-    model: nn.Module, states: list[dict[str, torch.Tensor]], task: Task, held_out: torch.Tensor
-) -> nn.Module:
-    """The best state, averaged with each of the others that does not lower the validation score."""
-    taken, score = states[:1], -1.0
-    model.load_state_dict(states[0])
-    score = accuracy(model, task, held_out)
-    for state in states[1:]:
-        tried = [*taken, state]
-        mean = {
-            name: torch.stack([each[name].double() for each in tried]).mean(0).to(value.dtype)
-            for name, value in state.items()
-        }
-        model.load_state_dict(mean)
-        if accuracy(model, task, held_out) >= score:
-            taken, score = tried, accuracy(model, task, held_out)
-    mean = {
-        name: torch.stack([each[name].double() for each in taken]).mean(0).to(value.dtype)
-        for name, value in states[0].items()
-    }
-    model.load_state_dict(mean)
-    return model
 
 
 def ultralytics(task: Task, seed: int) -> nn.Module:
     """A hundred epochs of AdamW with RandAugment and erasing, and the running average of the weights."""
-    model, rows = source_model(task, seed), torch.arange(len(task.train))
-    lr = round(0.002 * 5 / (4 + len(task.class_names)), 6)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.999)
-    )
+    model = source_model(task, seed)
+    lr, order = round(0.002 * 5 / (4 + len(task.class_names)), 6), shuffled(torch.arange(len(task.train)), 16, 100)
+    groups = split_by_decay(model.named_parameters(), 5e-4)
+    optimizer = torch.optim.AdamW([{**group, "peak": lr} for group in groups], betas=(0.9, 0.999))
     augment = v2.Compose([
         v2.RandomResizedCrop(CROP, scale=(0.5, 1), antialias=True), v2.RandomHorizontalFlip(), v2.RandAugment(),
         v2.RandomErasing(0.4),
     ])  # fmt: skip
-    epochs, batch_size, average = 100, min(16, len(rows)), copy.deepcopy(model)
-    per_epoch = math.ceil(len(rows) / batch_size)
-    warm = max(3 * per_epoch, 100)
-    for step, (images, labels) in enumerate(batches(task, rows, augment, seed, epochs, batch_size)):
-        factor = (1 - step / (epochs * per_epoch)) * 0.99 + 0.01
-        for group in optimizer.param_groups:
-            group["lr"] = lr * factor * min(1, step / warm)
-        train_step(model, optimizer, images, labels, clip=10.0)
-        update_average(average, model, 0.9999 * (1 - math.exp(-(step + 1) / 2000)))
+    average, updates = copy.deepcopy(model), 0
+
+    def follow(optimizer: torch.optim.Optimizer, progress: float) -> None:
+        set_rates(optimizer, min(1, progress / 0.03) * (1 - 0.99 * math.floor(100 * progress) / 100))
+
+    @torch.no_grad()
+    def update_average() -> None:
+        nonlocal updates
+        updates += 1
+        for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - 0.9999 * (1 - math.exp(-updates / 2000)))
+
+    def parts(batch: int) -> int:
+        return round(min(4.0, 1 + 3 * batch / (0.03 * len(order))))
+
+    train(model, optimizer, task, order, augment, follow, parts=parts, clip=10.0, after_step=update_average)
     return average
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
+def bit(task: Task, seed: int) -> nn.Module:
+    """A head of zeros and 500 steps of 512 images, in parts of 128; the rate falls by 10 at 200, 300 and 400."""
+    model = source_model(task, seed)
+    for name in head_parameters(ARCHITECTURE, CROP):
+        nn.init.zeros_(model.get_parameter(name))
+    optimizer = torch.optim.SGD([{"params": [*model.parameters()], "peak": 0.003}], momentum=0.9)
+    augment = v2.Compose([
+        v2.Resize((RESIZE, RESIZE), antialias=True), v2.RandomCrop(CROP), v2.RandomHorizontalFlip(),
+    ])  # fmt: skip
+
+    def follow(optimizer: torch.optim.Optimizer, progress: float) -> None:
+        step = 500 * progress
+        set_rates(optimizer, step / 100 if step < 100 else 0.1 ** sum(step > fall for fall in (200, 300, 400)))
+
+    train(model, optimizer, task, drawn(len(task.train), 128, 2000), augment, follow, parts=4)
+    return model
 
 
-PEERS = {"fastai": fastai, "autogluon": autogluon, "ultralytics": ultralytics}
-NOT_RUN = {
-    "BiT-HyperRule": "500 steps of 512 images: more than an hour a task and seed on one of these cores",
-    "timm": "300 epochs are the default: more than an hour a task and seed on one of these cores",
+def timm(task: Task, seed: int) -> nn.Module:
+    """Three hundred epochs of SGD from a high rate, with label smoothing and jittered colours."""
+    model, batch_size = source_model(task, seed), min(128, len(task.train))
+    peak, groups = 0.1 * batch_size / 256, split_by_decay(model.named_parameters(), 2e-5)
+    optimizer = torch.optim.SGD([{**group, "peak": peak} for group in groups], lr=0.0, momentum=0.9, nesterov=True)
+    augment = v2.Compose([
+        v2.RandomResizedCrop(CROP, antialias=True), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4),
+    ])  # fmt: skip
+
+    def follow(optimizer: torch.optim.Optimizer, progress: float) -> None:
+        epoch = math.floor(300 * progress)
+        warm = (1e-5 + (peak - 1e-5) * epoch / 5) / peak
+        set_rates(optimizer, warm if epoch < 5 else (1 + math.cos(math.pi * epoch / 300)) / 2)
+
+    order = shuffled(torch.arange(len(task.train)), batch_size, 300, drop_last=True)
+    train(model, optimizer, task, order, augment, follow, smoothing=0.1)
+    return model
+
+
+PEERS = {
+    "fastai": fastai,
+    "autogluon": autogluon,
+    "autogluon-medium": partial(autogluon, lr=4e-4),
+    "ultralytics": ultralytics,
+    "bit": bit,
+    "timm": timm,
 }
-
-
-def source_model(task: Task, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    model = build_model(ARCHITECTURE, len(task.class_names), CROP)
-    load_source(model, ARCHITECTURE, CROP, load_file(task.source), {})
-    return model.to(memory_format=torch.channels_last)
-
-
-def batches(
-    task: Task, rows: torch.Tensor, augment: Augment, seed: int, epochs: int, batch_size: int, drop_last: bool = False
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Augmented, normalised images (b, 3, CROP, CROP) and labels (b,), shuffled anew in every epoch; none of one image."""
-    torch.manual_seed(seed)
-    for _ in range(epochs):
-        for chosen in rows[torch.randperm(len(rows))].split(batch_size):
-            if len(chosen) < (batch_size if drop_last else 2):
-                continue
-            images = torch.stack([augment(image_of(task.train, int(row))) for row in chosen])
-            labels = torch.from_numpy(np.asarray(task.train.labels)[chosen.numpy()])
-            yield normalize(images, task.transform.mean, task.transform.std, torch.float32), labels
-
-
-def image_of(split: TrainSplit, row: int) -> torch.Tensor:
-    height, width = split.sizes[row]
-    return torch.from_numpy(np.array(split.pixels[row, :height, :width])).permute(2, 0, 1)
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, clip: float = 0.0
-) -> None:
-    model.train()
-    loss = F.cross_entropy(model(images), labels)
-    optimizer.zero_grad()
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-
-
-def stratified_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows to train on and rows held out, at least one of each class."""
-    generator, held_out = np.random.default_rng(seed), []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        held_out.append(members[: max(1, round(fraction * len(members)))])
-    out = np.concatenate(held_out)
-    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), out)), torch.from_numpy(out)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, task: Task, rows: torch.Tensor) -> float:
-    model.eval()
-    crops = torch.from_numpy(fixed_crops(task.train, rows, task.transform)).permute(0, 3, 1, 2)
-    logits = model(normalize(crops, task.transform.mean, task.transform.std, torch.float32))
-    return float((logits.argmax(1) == torch.from_numpy(np.asarray(task.train.labels))[rows]).float().mean())
