@@ -27,6 +27,13 @@ def source_model(task: Task, seed: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+class ConcatPool(nn.Module):
+    """AdaptiveConcatPool2d: (n, c, h, w) to (n, 2 c), each channel's maximum and mean."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
+
+
 def shuffled(rows: torch.Tensor, batch_size: int, epochs: int, drop_last: bool = False) -> Order:
     """All `rows` in every epoch, in a new order each; a batch of one image, which batch norm refuses, is left out."""
     order = [part for _ in range(epochs) for part in rows[torch.randperm(len(rows))].split(batch_size)]

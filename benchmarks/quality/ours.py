@@ -1,5 +1,7 @@
 """The pipeline's own recipes, by its own stages: train, with params.yaml's recipe, and the checkpoint that it leaves."""
 
+from typing import Any
+
 from ruamel.yaml import YAML
 from torch import nn
 
@@ -9,7 +11,7 @@ from stages.shared.checkpoint import load_checkpoint
 from stages.shared.files import read_json
 from stages.train import __main__ as train
 
-RECIPES = {
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "book": ("finetune", {"validation": "none"}),
     "probe": ("tuned", {"epochs": 0}),
     "tuned": ("tuned", {}),

@@ -16,6 +16,7 @@ timm               timm 1.0's train.py with --pretrained and no other option, wh
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,17 @@ from torch import nn
 from torchvision.transforms import v2
 
 from benchmarks.quality.fine_tuning import (
-    accuracy, drawn, greedy_soup, set_rates, shuffled, source_model, split_by_decay, stratified_holdout, train,
-)  # fmt: skip
+    ConcatPool,
+    accuracy,
+    drawn,
+    greedy_soup,
+    set_rates,
+    shuffled,
+    source_model,
+    split_by_decay,
+    stratified_holdout,
+    train,
+)
 from benchmarks.quality.tasks import ARCHITECTURE, CROP, RESIZE, Task
 from stages.shared.model import head_parameters
 from stages.shared.optimization import Optimization, param_groups
@@ -37,11 +47,11 @@ WHOLE = [v2.Resize((RESIZE, RESIZE), antialias=True), v2.CenterCrop(CROP)]  # wh
 def fastai(task: Task, seed: int) -> nn.Module:
     """One epoch at 2e-3 with the body frozen but for its batch norms, then five with the head at 1e-3 and the body at 1e-5."""
     body = source_model(task, seed).get_submodule("features")
+    first, last = nn.Linear(2560, 512, bias=False), nn.Linear(512, len(task.class_names), bias=False)
     head = nn.Sequential(
-        nn.BatchNorm1d(2560), nn.Dropout(0.25), nn.Linear(2560, 512, bias=False), nn.ReLU(inplace=True),
-        nn.BatchNorm1d(512), nn.Dropout(0.5), nn.Linear(512, len(task.class_names), bias=False),
-    )  # fmt: skip
-    for layer in (head[2], head[6]):
+        nn.BatchNorm1d(2560), nn.Dropout(0.25), first, nn.ReLU(inplace=True), nn.BatchNorm1d(512), nn.Dropout(0.5), last
+    )
+    for layer in (first, last):
         nn.init.kaiming_normal_(layer.weight)
     model = nn.Sequential(body, ConcatPool(), head)
     groups = [*split_by_decay(body.named_parameters(), 0.01), *split_by_decay(head.named_parameters(), 0.01)]
@@ -60,13 +70,6 @@ def fastai(task: Task, seed: int) -> nn.Module:
         order = shuffled(rows, batch_size, epochs, drop_last=True)
         train(model, optimizer, task, order, augment, partial(one_cycle, peaks=peaks, rising=rising, div=div))
     return model
-
-
-class ConcatPool(nn.Module):
-    """AdaptiveConcatPool2d: (n, c, h, w) to (n, 2 c), each channel's maximum and mean."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
 
 
 def one_cycle(
@@ -111,8 +114,8 @@ def autogluon(task: Task, seed: int, lr: float = 1e-4) -> nn.Module:
             best = sorted(seen, key=lambda one: one[:2], reverse=True)[:3]
         return since >= 10
 
-    steps = {"parts": 16, "last_of": math.ceil(len(rows) / 8)}
-    train(model, optimizer, task, order, augment, follow, **steps, clip=1.0, after_batch=validate)
+    epoch = math.ceil(len(rows) / 8)
+    train(model, optimizer, task, order, augment, follow, parts=16, last_of=epoch, clip=1.0, after_batch=validate)
     return greedy_soup(model, [state for *_, state in best], task, held_out)
 
 
@@ -183,7 +186,7 @@ def timm(task: Task, seed: int) -> nn.Module:
     return model
 
 
-PEERS = {
+PEERS: dict[str, Callable[[Task, int], nn.Module]] = {
     "fastai": fastai,
     "autogluon": autogluon,
     "autogluon-medium": partial(autogluon, lr=4e-4),

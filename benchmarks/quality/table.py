@@ -106,7 +106,9 @@ def render(summary: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], m
 
 def pair_row(pair: dict[str, Any]) -> str:
     interval = "" if pair["more_low"] is None else f" ({pair['more_low']:+.3f} to {pair['more_high']:+.3f})"
-    both = " | ".join(f"{pair[score]:.3f} / {pair[f'tuned_{score}']:.3f}" for score in ("macro_recall", "log_loss", "ece"))
+    both = " | ".join(
+        f"{pair[score]:.3f} / {pair[f'tuned_{score}']:.3f}" for score in ("macro_recall", "log_loss", "ece")
+    )
     return (
         f"| {pair['recipe']} | {pair['tasks']} | {pair['pairs']} | {pair['error']:.3f} / {pair['tuned_error']:.3f} | "
         f"{pair['ratio']:.2f} | {both} | {pair['cpu_seconds']:.0f} / {pair['tuned_cpu_seconds']:.0f} | "
@@ -133,6 +135,8 @@ def draw(path: Path, summary: Sequence[dict[str, Any]]) -> None:
             axes.set_visible(False)
         figure.supxlabel("CPU seconds to train")
         figure.supylabel("error on the test images")
-        handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        handles = {
+            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
         figure.legend([handles[name] for name in recipes], recipes, loc="outside upper center", ncols=len(recipes))
         figure.savefig(path, format="png", dpi=130)
