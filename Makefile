@@ -5,6 +5,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export ORT_DISABLE_TELEMETRY := 1
+# Containers often set it; each of a run's processes would then compile torch anew, for 7 s and more.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo repro flow experiments serve doctor test test-all mutation check format bench web server tree clean
