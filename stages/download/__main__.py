@@ -23,6 +23,7 @@ def main(what: str = "") -> None:
                 folder / "images",
                 source=source,
                 checksum=checksum,
+                labels=params.dataset.labels,
                 num_train=params.dataset.synthetic.num_train,
                 num_test=params.dataset.synthetic.num_test,
                 side=params.dataset.synthetic.side,

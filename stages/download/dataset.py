@@ -28,6 +28,7 @@ def bring_dataset(
     *,
     source: str,
     checksum: str | None,
+    labels: str | None = None,
     num_train: int,
     num_test: int,
     side: int,
@@ -38,6 +39,7 @@ def bring_dataset(
     """Build the folder `images` (train/ and test/, or class folders) and return the facts for source.json.
 
     source: http(s) URL or path of an archive, path of a folder, or `synthetic`. checksum: of the archive.
+    labels: path of a CSV in the source, which then says what the folders would.
     num_train, num_test: drawn pictures over all classes; side: their longest side in pixels.
     Raises ValueError (what to change) or TransientError (worth another try).
     """
@@ -53,7 +55,7 @@ def bring_dataset(
         kind = "url" if is_url(source) else "archive"
         archive = _archive(source, checksum, cache, mirror)
         unpack(archive, tree)
-    place_images(tree, images)
+    place_images(tree, images, labels)
     facts = describe_tree(images)
     if not facts["num_files"]:
         raise ValueError(
@@ -144,25 +146,31 @@ def draw_images(target: Path, *, num_train: int, num_test: int, side: int, seed:
             Image.fromarray(pixels).save(folder / f"{index:05d}.png", compress_level=1)
 
 
-def place_images(tree: Path, images: Path) -> None:
-    """Rename `tree` to `images` without the single folder (or folders) around its class folders.
+def place_images(tree: Path, images: Path, labels: str | None = None) -> None:
+    """Rename `tree` to `images` without the single folder (or folders) around its class folders, or around the CSV `labels`.
 
     Files beside such a folder belong to no class and are left out.
     """
     root = tree
-    while (inner := _only_folder(root)) is not None:
+    while (inner := _only_folder(root, labels)) is not None:
         beside = [path.name for path in root.iterdir() if path != inner]
         if beside:
             print(f"{KEY}: left out beside {inner.name}/: {', '.join(sorted(beside)[:5])}", flush=True)
         root = inner
+    if labels and not (root / labels).is_file():
+        found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.csv"))
+        there = f"it has {', '.join(found[:5])}" if found else "it has no CSV"
+        raise ValueError(f"dataset.labels: {labels}: no such file in the dataset; {there}")
     root.rename(images)
     shutil.rmtree(tree, ignore_errors=True)
 
 
-def _only_folder(folder: Path) -> Path | None:
-    """The only folder in `folder`, if it has folders itself: else it is a class."""
+def _only_folder(folder: Path, labels: str | None) -> Path | None:
+    """The only folder in `folder`, if it has folders itself: else it is a class. With `labels`: if these lie further in."""
     folders = [path for path in folder.iterdir() if path.is_dir()]
-    return folders[0] if len(folders) == 1 and any(path.is_dir() for path in folders[0].iterdir()) else None
+    if len(folders) != 1 or (labels and (folder / labels).is_file()):
+        return None
+    return folders[0] if labels or any(path.is_dir() for path in folders[0].iterdir()) else None
 
 
 def describe_tree(root: Path) -> dict[str, Any]:

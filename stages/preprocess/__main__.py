@@ -15,6 +15,7 @@ from typing import Any
 
 from stages.preprocess.find import find_images
 from stages.preprocess.fixes import apply_fixes, free_moved, read_fixes
+from stages.preprocess.labels import read_labels
 from stages.preprocess.report import build_report, check_usable
 from stages.preprocess.split import split_images
 from stages.preprocess.store import Image, stage_images, write_split
@@ -31,7 +32,8 @@ def main() -> None:
     settings = params.preprocess
     transform, max_side = Transform(settings.resize, settings.crop, settings.mean, settings.std), settings.max_side
 
-    layout = find_images(SOURCE_DATASET / "images")
+    images_dir, labels = SOURCE_DATASET / "images", params.dataset.labels
+    layout = read_labels(images_dir, labels) if labels else find_images(images_dir)
     fixes = read_fixes(Path(params.dataset.fixes), layout.class_names)
     with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
         sources = free_moved(layout.sources, fixes)

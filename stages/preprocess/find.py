@@ -13,21 +13,23 @@ SPLIT_NAMES = {  # of folders, in any case
 
 @dataclass(frozen=True)
 class Source:
-    """A file in a class folder; nothing is known of its content yet."""
+    """A file that has a class; nothing is known of its content yet."""
 
     path: str  # relative to the images folder, with /, printable in UTF-8
     file: Path
     label: int
-    split: str | None  # train, test, or None where the folders do not say
+    split: str | None  # train, test, or None where the source does not say
 
 
 @dataclass(frozen=True)
 class Layout:
     class_names: tuple[str, ...]  # sorted
-    folders: dict[str | None, tuple[Path, ...]]  # of train and test, or, where the folders do not say, of None
+    folders: dict[
+        str | None, tuple[Path, ...]
+    ]  # of train and test, or of None where the source does not say; none of a CSV's
     sources: tuple[Source, ...]  # sorted by path
     ignored: tuple[str, ...]  # folders and files that belong to no class
-    remarks: tuple[str, ...]  # what a person should know of how the folders were read
+    remarks: tuple[str, ...]  # what a person should know of how the source was read
 
 
 def find_images(images_dir: Path) -> Layout:
@@ -93,7 +95,10 @@ def _class_names(folders: dict[str | None, tuple[Path, ...]]) -> list[str]:
     for folder in (split_folders[0] for split_folders in folders.values()):
         if len(names := _folders(folder)) < 2:
             listed = ", ".join(names) or "none"
-            raise ValueError(f"{folder}: a classifier needs two class folders or more, found {listed}; add the others")
+            tables = [f", or set dataset.labels to {path.name}, if it has the classes" for path in folder.glob("*.csv")]
+            raise ValueError(
+                f"{folder}: a classifier needs two class folders or more, found {listed}; add the others{''.join(tables[:1])}"
+            )
     first = next(iter(folders.values()))[0]
     names = _folders(first)
     for split_folders in folders.values():

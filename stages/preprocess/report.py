@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from stages.preprocess.find import Layout
@@ -13,19 +14,17 @@ KINDS = ("not_image", "too_large", "corrupt")
 
 
 def check_usable(layout: Layout, images: Sequence[Image], skipped: Sequence[Skipped]) -> None:
-    """Raise ValueError naming every class folder without a single image that can be used, and why."""
+    """Raise ValueError naming every class of a split without a single image that can be used, and why."""
     usable = Counter((image.source.split, image.source.label) for image in images)
     lost = Counter((entry.source.split, entry.source.label) for entry in skipped)
     empty = [
-        f"{folders[0] / name} ({_why_empty(skipped, split, label, lost[split, label])})"
+        f"{_place(folders, split, name)} ({_why_empty(skipped, split, label, lost[split, label])})"
         for split, folders in layout.folders.items()
         for label, name in enumerate(layout.class_names)
         if not usable[split, label]
     ]
     if empty:
-        raise ValueError(
-            f"no usable image in class folder {'; '.join(empty)}; add images, or delete the class's folders"
-        )
+        raise ValueError(f"no usable image in {'; '.join(empty)}; add images, or take the class out")
 
 
 def build_report(layout: Layout, skipped: Sequence[Skipped], split: Split, side: int) -> dict[str, Any]:
@@ -55,6 +54,10 @@ def build_report(layout: Layout, skipped: Sequence[Skipped], split: Split, side:
     }
 
 
+def _place(folders: Sequence[Path], split: str | None, name: str) -> str:
+    return f"class folder {folders[0] / name}" if folders else f"class {name} of {split or 'the dataset'}"
+
+
 def _why_empty(skipped: Sequence[Skipped], split: str | None, label: int, lost: int) -> str:
     if not lost:
         return "it holds no file"
@@ -67,7 +70,7 @@ def _split_folders(layout: Layout, images: Sequence[Image]) -> dict[str, dict[st
     return {
         split: {folder.name: sum(folder in image.source.file.parents for image in images) for folder in folders}
         for split, folders in layout.folders.items()
-        if split
+        if split and folders
     }
 
 

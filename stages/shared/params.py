@@ -46,6 +46,14 @@ def known_row(text: str) -> str:
     return text
 
 
+def inside(text: str) -> str:
+    if Path(text).is_absolute() or ".." in Path(text).parts:
+        raise ValueError(
+            "is a path inside the dataset, as labels.csv; put the file there, for what lies elsewhere is not tracked"
+        )
+    return text
+
+
 def known_share(text: str) -> str:
     name, _, share = text.rpartition("@")
     if not name or not re.fullmatch(r"0?\.\d+", share):
@@ -77,6 +85,7 @@ class Synthetic(Section):
 
 class Dataset(Section):
     source: Annotated[str, Field(min_length=1)]
+    labels: Annotated[str, Field(min_length=1), AfterValidator(inside)] | None
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     fixes: Annotated[str, Field(min_length=1)]
     synthetic: Synthetic
