@@ -1,10 +1,12 @@
-"""The rows on growth: an image's cost in a longer epoch, and on more processes.
+"""The rows on growth: an image's cost in a longer epoch, in smaller and larger batches, and on more processes.
 
 As a program it is one of those processes: python -m benchmarks.growth SPLIT IMAGES CROP BATCH DEVICE OUT
 """
 
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ EPOCHS = 3  # the first warms up
 
 def measure_growth(work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype) -> Rows:
     yield from attempt(("growth_images",), lambda: {"growth_images": images_row(work, size, device, precision)})
+    yield from attempt(("growth_batch",), lambda: {"growth_batch": batch_row(work, size, device, precision)})
     yield from attempt(("growth_processes",), lambda: {"growth_processes": processes_row(size, folder, device)})
 
 
@@ -33,6 +36,17 @@ def images_row(work: Workload, size: Size, device: torch.device, precision: torc
     runs = {name: lambda draws=draws: ours.run(mine.step, draws, size.batch_size) for name, draws in epochs.items()}
     rates = interleave(runs, max(2, size.rounds // 3), device)
     return {"rates": rates, "spread": _spread([rates[name]["median"] for name in epochs])}
+
+
+def batch_row(work: Workload, size: Size, device: torch.device, precision: torch.dtype) -> Row:
+    """Images per second in batches of half, once and twice the usual size."""
+    runs = {}
+    for batch_size in (size.batch_size // 2, size.batch_size, 2 * size.batch_size):
+        mine = ours.prepare(work.train, replace(size, batch_size=batch_size), device, precision)
+        draws = ours.plan(work.train, 2 * size.batch_size * size.steps, device)
+        runs[f"batch {batch_size}"] = partial(ours.run, mine.step, draws, batch_size)
+    rates = interleave(runs, max(2, size.rounds // 3), device)
+    return {"rates": rates, "spread": _spread([rate["median"] for rate in rates.values()])}
 
 
 def processes_row(size: Size, folder: Path, device: torch.device) -> Row:

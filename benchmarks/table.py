@@ -42,6 +42,7 @@ ROWS: list[tuple[str, str, Target, Target]] = [  # name, title, target on CUDA, 
     ("evaluation_timm_end_to_end", "the same, its batches loaded from JPEG files", REPORT, REPORT),
     ("startup", "start of process to final metrics", REPORT, REPORT),
     ("growth_images", "cost of an image as images grow 1×, 4×, 16×", Target("within 5 %", 0.05, at_most=True), Target("within 10 %", 0.10, at_most=True)),
+    ("growth_batch", "cost of an image in batches of half, once and twice the size", REPORT, REPORT),
     ("growth_processes", "cost of an image on 1, 2, 4 processes", Target("within 5 %", 0.05, at_most=True), Target("within 10 %", 0.10, at_most=True)),
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from stages.shared.inference import batches_on_device, batches_on_host
 from stages.shared.optimization import Optimization, make_optimizer, param_groups
 from stages.shared.sampling import Augmentation, Draws, batches, plan_epoch
 from stages.shared.steps import Totals, training_step
-from stages.shared.streaming import stream_batches
+from stages.shared.streaming import row_copier, stream_batches
 from tests.fake_graphs import FakeGraphs
 from tests.test_steps import draws_of, make_step
 
@@ -138,14 +138,24 @@ def test_mixed_draws_are_replayed_whole(graphs):
 
 def test_a_streamed_batch_is_copied_while_the_step_before_computes(graphs):
     """The copy from the host runs on a stream of its own, and waits neither for the step nor for the batch before."""
-    host = torch.arange(6 * 4 * 4 * 3, dtype=torch.uint8).view(6, 4, 4, 3)
+    host = np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3)
     fetch, block = stream_batches(host, 3, CPU)
     for batch in (draws_of(5, 0, 2), draws_of(1, 4), draws_of(3, 3, 0)):
         graphs.calls.clear()
         fetch(batch.index)
-        assert torch.equal(block[: len(batch.index)], host[batch.index])
+        assert np.array_equal(block[: len(batch.index)], host[batch.index])
         copy = ["host waits", "enter side", "side waits", "record on side", "leave side"]
         assert graphs.calls == [*copy, "main waits", "record on main"]
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, 8])
+def test_however_many_threads_copy_every_row_arrives_in_its_place(monkeypatch, num_threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    host, index = np.random.default_rng(0).integers(0, 256, (9, 5, 5, 3), np.uint8), np.array([8, 0, 3, 3, 7])
+    buffer = np.full((7, 5, 5, 3), 255, np.uint8)
+    row_copier(host)(index, buffer)
+    assert np.array_equal(buffer[:5], host[index])
+    assert (buffer[5:] == 255).all()
 
 
 def test_the_fast_evaluations_batches_are_the_same_on_the_device_and_on_the_host(graphs):

@@ -8,7 +8,7 @@ runs when one fails. The results of several calls merge into one file, DIR/cuda-
 the one in benchmarks/results. A machine that is lent for ten minutes at a time takes it in these pieces:
 
     --only machine capture tests         --only pipeline          --only devices         --only parity
-    --only training                      --only evaluation growth startup                 --only accuracy
+    --only training                      --only profile growth startup     --only evaluation     --only accuracy
     --only real --real PATH
 
 It needs what the stages and the tests marked gpu import, and neither Prefect nor DVC nor a network. A bare machine says what it
@@ -27,5 +27,5 @@ rows say `not run`, or fail where a GPU is required.
     capture.py    captured steps against eager ones
     graph.py      the stages in the order of dvc.yaml's graph
     pipeline.py   the whole pipeline in a scratch folder, CUDA against the CPU, parity, predict.py
-    speed.py      the rows of python -m benchmarks as claims; accuracy over seeds
+    speed.py      the rows of python -m benchmarks as claims; a step's profile; accuracy over seeds
 """

@@ -1,10 +1,13 @@
-"""The rows of python -m benchmarks as claims, each held against its target; accuracy over seeds."""
+"""The rows of python -m benchmarks as claims, each held against its target; where a step's time goes; accuracy over seeds."""
 
 import tempfile
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
-from benchmarks import accuracy
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import accuracy, ours
 from benchmarks.acceptance.claims import FAILS, NOT_RUN, Claim, hold, report
 from benchmarks.acceptance.setup import Setup
 from benchmarks.evaluation import measure_evaluation
@@ -13,16 +16,38 @@ from benchmarks.record import Rows, write_row
 from benchmarks.startup import measure_startup
 from benchmarks.table import ROWS, value_and_text
 from benchmarks.tasks import drawn_task
+from benchmarks.timing import synchronize
 from benchmarks.training import measure_training
 from benchmarks.workload import make_workload
 
 SEEDS = 5
+STEPS = 4  # that are profiled
+KERNELS = 15  # that are reported, the longest first
 
 
 def training_claims(setup: Setup) -> Iterator[Claim]:
     with tempfile.TemporaryDirectory() as folder:
         make_workload(setup.size, Path(folder))
         yield from judge(setup, measure_training(setup.size, Path(folder), setup.torch_device, setup.precision))
+
+
+def profile_claims(setup: Setup) -> Iterator[Claim]:
+    """Where a training step's time goes, kernel by kernel (on a CPU, operator by operator)."""
+    device, on_cuda = setup.torch_device, setup.device == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        split = make_workload(setup.size, Path(folder)).train
+        mine = ours.prepare(split, setup.size, device, setup.precision)
+        draws = ours.plan(split, STEPS * setup.size.batch_size, device)
+        ours.run(mine.step, draws, setup.size.batch_size)
+        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as found:
+            ours.run(mine.step, draws, setup.size.batch_size)
+            synchronize(device)
+    time_of = attrgetter("self_device_time_total" if on_cuda else "self_cpu_time_total")
+    kernels = sorted(found.key_averages(), key=time_of, reverse=True)
+    total = sum(map(time_of, kernels)) or 1.0  # microseconds
+    yield report("a training step, by the profiler", f"{total / STEPS / 1000:.2f} ms")
+    for kernel in kernels[:KERNELS]:
+        yield report(kernel.key[:100], f"{time_of(kernel) / total:.1%}, {kernel.count / STEPS:g} calls a step")
 
 
 def evaluation_claims(setup: Setup) -> Iterator[Claim]:

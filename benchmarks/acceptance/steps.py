@@ -81,6 +81,7 @@ STEPS = {
     "devices": Step(pipeline.device_claims, 530, runs_stages=True),
     "parity": Step(pipeline.parity_claims, 530, runs_stages=True),
     "training": Step(speed.training_claims, 530),
+    "profile": Step(speed.profile_claims, 120),
     "evaluation": Step(speed.evaluation_claims, 240),
     "growth": Step(speed.growth_claims, 150),
     "startup": Step(speed.startup_claims, 140),

@@ -48,16 +48,16 @@ def image_source(
         return lambda _: None, augmented(lambda draws: rescale(crops(draws), *scale_and_shift, dtype), scale_and_shift)
 
     cut = crop_on_device(max(pixels.shape[1:3]), transform.crop, scale_and_shift, dtype, compiled)
-    host, free = torch.from_numpy(pixels), torch.cuda.mem_get_info(device)[0]
+    free = torch.cuda.mem_get_info(device)[0]
     if pixels.nbytes <= free // 2:
-        resident = host.to(device)
+        resident = torch.from_numpy(pixels).to(device)
         return lambda _: None, augmented(lambda draws: cut(resident, draws.index, draws), scale_and_shift)
 
     print(
         f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied",
         flush=True,
     )
-    fetch, block = stream_batches(host, num_rows, device)
+    fetch, block = stream_batches(pixels, num_rows, device)
     position = torch.arange(num_rows, device=device)
     return lambda draws: fetch(draws.to_cut().index), augmented(
         lambda draws: cut(block, position[: len(draws.index)], draws), scale_and_shift

@@ -111,7 +111,7 @@ def batches_on_host(pixels: np.ndarray, batch_size: int, device: torch.device) -
 
 def batches_on_device(pixels: np.ndarray, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
     """The same, always in one place on the device: the next batch is on its way while this one is computed."""
-    fetch, block = stream_batches(torch.from_numpy(pixels), batch_size, device)
+    fetch, block = stream_batches(pixels, batch_size, device)
     for index in torch.arange(len(pixels)).split(batch_size):
         fetch(index)
         yield block, len(index)

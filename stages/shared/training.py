@@ -78,7 +78,6 @@ def fit(
     resume = ResumeFile(resume_path, changing, execution.save_every) if resume_path else None
     history = [Epoch(**epoch) for epoch in resume.load()] if resume else []
     for epoch in range(len(history) + 1, sampling.epochs + 1):
-        train_mode(model, optimization.batch_norm)
         totals.reset()
         start = time.perf_counter()
         for progress, on_host, batch in plan_batches(split, sampling, epoch, device, name):
@@ -86,9 +85,9 @@ def fit(
             run(on_host, batch)
         history.append(read_totals(totals, optimizer, epoch, start, name))
         average_batch_norm(model)
-        if resume and rank == 0:
-            resume.save([asdict(done) for done in history])
         if rank == 0:
+            if resume:
+                resume.save([asdict(done) for done in history])
             print(describe(name, history[-1], sampling.epochs), flush=True)
     if average:
         average.put_into_model()
