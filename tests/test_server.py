@@ -1,5 +1,6 @@
 """consumers/server/serve.py as a process, asked by clients that nobody here wrote: tritonclient and urllib."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from consumers import predict
+from consumers.server.serve import listen
 from tests.exported_project import ROOT
 from tests.tiny_model import CLASSES, write_tiny_model
 
@@ -300,6 +302,25 @@ def test_unusable_model_or_address_is_exit_code_2(model: Path, words: list[str],
     assert done.returncode == 2
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_answers_do_not_wait_for_the_clients_acknowledgement() -> None:
+    listener = listen("127.0.0.1", 0)
+
+    async def is_immediate() -> bool:
+        accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            accepted.set_result(bool(option))
+            writer.close()
+
+        async with await asyncio.start_server(note, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.close()
+            return await accepted
+
+    assert asyncio.run(is_immediate())
 
 
 # the model file
