@@ -1,0 +1,106 @@
+"""Generate load over HTTP: requests built beforehand, connections kept, answers told by status and time."""
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Load:
+    """The answers that came back."""
+
+    asked: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)  # seconds, of those answered 200
+    seconds: float = 0
+    own_cpu: float = 0  # processor seconds of this generator
+
+    @property
+    def rate(self) -> float:
+        """Requests answered 200 a second."""
+        return self.statuses["200"] / self.seconds
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds."""
+        return 1000 * float(np.quantile(self.latencies, share)) if self.latencies else float("nan")
+
+
+class Connection:
+    """One that is kept, and opened again where the server closed it."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.reader, self.writer = port, None, None
+
+    async def ask(self, request: bytes) -> str:
+        """The status, or the name of what went wrong."""
+        try:
+            if self.writer is None:
+                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.writer.write(request)
+            header = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+            length = header.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            await self.reader.readexactly(int(length))
+            if b"connection: close" in header:
+                self.close()
+            return header[9:12].decode()
+        except (OSError, asyncio.IncompleteReadError) as error:
+            self.close()
+            return type(error).__name__
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.writer = None
+
+
+async def timed(connection: Connection, request: bytes, load: Load) -> None:
+    started = time.perf_counter()
+    load.asked += 1
+    status = await connection.ask(request)
+    load.statuses[status] += 1
+    if status == "200":
+        load.latencies.append(time.perf_counter() - started)
+
+
+async def closed_loop(port: int, requests: list[bytes], num_clients: int, seconds: float) -> Load:
+    """Each client asks again as soon as it is answered."""
+    load, started, used = Load(), time.perf_counter(), time.process_time()
+
+    async def client(number: int) -> None:
+        connection, count = Connection(port), number
+        while time.perf_counter() - started < seconds:
+            await timed(connection, requests[count % len(requests)], load)
+            count += 1
+        connection.close()
+
+    await asyncio.gather(*(client(number) for number in range(num_clients)))
+    load.seconds, load.own_cpu = time.perf_counter() - started, time.process_time() - used
+    return load
+
+
+async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, *, even: bool = False) -> Load:
+    """`rate` requests a second whether or not earlier ones were answered: at random times (Poisson), or evenly spaced."""
+    rng, load, started, used = np.random.default_rng(0), Load(), time.perf_counter(), time.process_time()
+    free: list[Connection] = []
+    running: set[asyncio.Task[None]] = set()
+
+    async def request(number: int) -> None:
+        connection = free.pop() if free else Connection(port)
+        await timed(connection, requests[number % len(requests)], load)
+        free.append(connection)
+
+    due = started
+    for number in range(int(rate * seconds)):
+        due += 1 / rate if even else rng.exponential(1 / rate)
+        await asyncio.sleep(max(0, due - time.perf_counter()))
+        task = asyncio.create_task(request(number))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    for connection in free:
+        connection.close()
+    load.seconds, load.own_cpu = time.perf_counter() - started, time.process_time() - used
+    return load
