@@ -108,7 +108,7 @@ def load(task: Task, rows: torch.Tensor, augment: Augment) -> tuple[torch.Tensor
 
 def image_of(split: TrainSplit, row: int) -> torch.Tensor:
     height, width = split.sizes[row]
-    return torch.from_numpy(np.array(split.pixels[row, :height, :width])).permute(2, 0, 1)
+    return torch.from_numpy(np.array(split.pixels[row][:height, :width])).permute(2, 0, 1)
 
 
 def stratified_holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,11 +1,12 @@
 """The preprocess stage: source images in, a training-ready split out.
 
-Every image is decoded once, checked and stored: training images whole on a canvas, test images as the model is fed.
+Every image is decoded once, checked and stored: training images whole, on canvases or encoded, test images as the model is fed.
 A manifest lists each training row's file, label and content digest, files.json the test rows' files; a report says what was skipped, turned, doubled or scaled.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,14 @@ from stages.preprocess.find import find_images
 from stages.preprocess.fixes import apply_fixes, free_moved, read_fixes
 from stages.preprocess.labels import read_labels
 from stages.preprocess.report import build_report, check_usable
+from stages.preprocess.shards import QUALITY
 from stages.preprocess.split import split_images
 from stages.preprocess.store import Image, stage_images, write_split
 from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.cli import run
 from stages.shared.dataset import Entry, Manifest, TestFile, save_manifest, save_test_files
 from stages.shared.files import path_in_errors, write_json
-from stages.shared.params import load_params
+from stages.shared.params import Preprocess, load_params
 from stages.shared.transforms import Transform
 
 
@@ -37,21 +39,30 @@ def main() -> None:
     fixes = read_fixes(Path(params.dataset.fixes), layout.class_names)
     with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
         sources = free_moved(layout.sources, fixes)
-        staged = stage_images(sources, staging, resize=transform.resize, crop=transform.crop, max_side=max_side)
+        sizes = {"resize": transform.resize, "crop": transform.crop, "max_side": max_side}
+        staged = stage_images(sources, staging, **sizes, max_bytes=max_pixel_bytes(settings))
         images, fixed = apply_fixes(staged.images, fixes, layout.sources, layout.class_names)
         check_usable(layout, images, staged.skipped)
         split = split_images(images, layout.class_names, test_fraction=params.dataset.test_fraction)
         side = max(max(image.size) for image in split.train)
+        encoded = staged.encoded
         write_split(staged, "train", split.train, side, staging / "train")
         write_split(staged, "test", split.test, transform.crop, staging / "test")
         save_test_files(staging / "test", [TestFile(image.source.path, image.sha256) for image in split.test])
         publish(staging / "train", TRAIN_SPLIT)
         publish(staging / "test", TEST_SPLIT)
 
-    save_manifest(MANIFEST, build_manifest(split.train, layout.class_names, transform, max_side, side))
+    save_manifest(MANIFEST, build_manifest(split.train, layout.class_names, transform, max_side, side, encoded))
     report = build_report(layout, staged.skipped, split, side) | {"fixes": fixed}
+    if encoded:
+        report["encoded"] = {"as_they_came": sum(image.kept for image in split.train), "jpeg_quality": QUALITY}
     write_json(PREPROCESS_REPORT, report)
     print(summarize(report), flush=True)
+
+
+def max_pixel_bytes(settings: Preprocess) -> float:
+    """The size beyond which training images are stored encoded."""
+    return {"pixels": math.inf, "encoded": 0, "auto": settings.pixels_limit_gb * 1e9}[settings.store]
 
 
 @contextmanager
@@ -77,12 +88,18 @@ def publish(folder: Path, target: Path) -> None:
 
 
 def build_manifest(
-    train: Sequence[Image], class_names: tuple[str, ...], transform: Transform, max_side: int, side: int
+    train: Sequence[Image],
+    class_names: tuple[str, ...],
+    transform: Transform,
+    max_side: int,
+    side: int,
+    encoded: bool,
 ) -> Manifest:
     """The training split's manifest. Its digest covers what a model is fed, row by row, and not what the files are called."""
     entries = tuple(Entry(image.source.path, image.source.label, image.sha256) for image in train)
     fed = [(entry.label, entry.sha256) for entry in entries]
     sizes = {"resize": transform.resize, "crop": transform.crop, "max_side": max_side}
+    sizes |= {"jpeg_quality": QUALITY} if encoded else {}
     digest = hashlib.sha256(json.dumps([class_names, side, sizes, fed]).encode()).hexdigest()
     return Manifest(class_names, digest, transform, max_side, side, entries)
 
@@ -91,8 +108,9 @@ def summarize(report: dict[str, Any]) -> str:
     """For the log: how many images, and how many need a look at the report."""
     skipped = sum(report["skipped"].values())
     doubled = report["duplicates"]
+    form = "encoded, up to {} px" if "encoded" in report else "on {} px canvases"
     line = (
-        f"train {report['train']['images']} images on {report['canvas_side']} px canvases, test {report['test']['images']}; "
+        f"train {report['train']['images']} images {form.format(report['canvas_side'])}, test {report['test']['images']}; "
         f"{skipped} files skipped, {doubled['removed_from_train']} training copies of test images removed, "
         f"{doubled['conflicting_labels']} images under more than one class: names in {PREPROCESS_REPORT}"
     )

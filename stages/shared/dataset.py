@@ -1,7 +1,8 @@
-"""The training-ready data set: two splits as memory-mapped arrays, and the lists that say what is in them.
+"""The training-ready data set: two splits of images, and the lists that say what is in them.
 
 preprocess/
-  train/pixels.npy  uint8 (N, S, S, 3): each image top-left on a canvas of zeros
+  train/pixels.npy  uint8 (N, S, S, 3): each image top-left on a canvas of zeros; or, where that would be too large,
+  train/index.npy   and shards of the images encoded (encoded.py)
   train/sizes.npy   int32 (N, 2): each image's (height, width) on its canvas
   train/labels.npy  int64 (N,)
   test/pixels.npy   uint8 (M, crop, crop, 3): resized and cropped as the model is fed
@@ -17,13 +18,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from stages.shared.encoded import EncodedImages
 from stages.shared.files import read_json, write_json
 from stages.shared.transforms import Transform, resize_center_crop
 
 
 @dataclass(frozen=True)
 class TrainSplit:
-    pixels: np.ndarray  # (N, S, S, 3) uint8, image top-left, zeros elsewhere
+    pixels: (
+        np.ndarray | EncodedImages
+    )  # pixels[row] is uint8 (S, S, 3), image top-left, zeros elsewhere; or just the image
     sizes: np.ndarray  # (N, 2) int32: height, width
     labels: np.ndarray  # (N,) int64
 
@@ -108,16 +112,25 @@ def fixed_crops(split: TrainSplit, rows: Iterable[int], transform: Transform) ->
     """These training images as the test transform cuts them, uint8 (n, crop, crop, 3)."""
     chosen = list(rows)
     crops = np.empty((len(chosen), transform.crop, transform.crop, 3), dtype=np.uint8)
+    if isinstance(split.pixels, EncodedImages):
+        split.pixels.expect(chosen)
     for crop, row in zip(crops, tqdm(chosen, desc="test crops", disable=None, leave=False), strict=True):
         height, width = split.sizes[row]
-        crop[:] = resize_center_crop(split.pixels[row, :height, :width], transform.resize, transform.crop)
+        crop[:] = resize_center_crop(split.pixels[row][:height, :width], transform.resize, transform.crop)
     return crops
 
 
-def load_train_split(folder: Path) -> TrainSplit:
-    """Memory-map the training split. Raises ValueError naming a missing or inconsistent file."""
-    pixels, sizes, labels = (_load(folder / f"{name}.npy") for name in ("pixels", "sizes", "labels"))
+def load_train_split(folder: Path, memory: int = 0) -> TrainSplit:
+    """Open the training split; of images that are encoded, up to `memory` bytes stay decoded once they have been read.
+
+    Raises ValueError naming a missing or inconsistent file.
+    """
+    encoded = (folder / "index.npy").exists()
+    images, sizes, labels = (
+        _load(folder / f"{name}.npy") for name in ("index" if encoded else "pixels", "sizes", "labels")
+    )
     try:
+        pixels = EncodedImages(folder, images, int(sizes.max(initial=0)), memory) if encoded else images
         return TrainSplit(pixels, sizes, labels)
     except ValueError as error:
         raise _rerun(folder, error) from None
@@ -188,9 +201,10 @@ def _rerun(folder: Path, error: ValueError) -> ValueError:
     return ValueError(f"{folder}: {error}; run preprocess again")
 
 
-def _check(pixels: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+def _check(pixels: np.ndarray | EncodedImages, labels: np.ndarray) -> tuple[int, int]:
     """The number of images and the side of their square."""
-    _check_pixels(pixels)
+    if isinstance(pixels, np.ndarray):
+        _check_pixels(pixels)
     if labels.dtype != np.int64 or labels.shape != (len(pixels),):
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected int64 {(len(pixels),)}")
     if len(labels) and labels.min() < 0:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from stages.shared.encoded import EncodedImages
 from stages.shared.image_source import image_source
 from stages.shared.model import train_mode
 from stages.shared.reproducibility import Execution
@@ -15,7 +16,7 @@ from stages.shared.transforms import Transform
 def compute_features(
     model: nn.Module,
     tail: nn.Module,
-    pixels: np.ndarray,
+    pixels: np.ndarray | EncodedImages,
     transform: Transform,
     batch_size: int,
     execution: Execution,

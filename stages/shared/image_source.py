@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.shared.encoded import EncodedImages
 from stages.shared.sampling import Draws
-from stages.shared.streaming import stream_batches
+from stages.shared.streaming import stream_batches, to_device
 from stages.shared.transforms import (
+    ImageRows,
     Transform,
     choose_taps,
     crop_into,
@@ -26,14 +28,14 @@ Images = Callable[[Draws], torch.Tensor]
 
 
 def image_source(
-    pixels: np.ndarray,
+    pixels: np.ndarray | EncodedImages,
     transform: Transform,
     num_rows: int,
     dtype: torch.dtype,
     device: torch.device,
     compiled: bool = True,
 ) -> tuple[Fetch, Images]:
-    """Two functions that give a step its images, from uint8 (N, side, side, 3) pixels: `fetch(draws)` before it, `images(draws)` in it.
+    """Two functions that give a step its images, from uint8 (N, side, side, 3) pixels or encoded ones: `fetch(draws)` before it, `images(draws)` in it.
 
     `images` returns normalised (b, 3, crop, crop), channels last, mixed and jittered where the draws say so. On a CPU it reads
     the memory map; on CUDA the pixels are copied to the device once, or, where they take more than half of its free memory, each
@@ -50,7 +52,7 @@ def image_source(
     cut = crop_on_device(max(pixels.shape[1:3]), transform.crop, scale_and_shift, dtype, compiled)
     free = torch.cuda.mem_get_info(device)[0]
     if pixels.nbytes <= free // 2:
-        resident = torch.from_numpy(pixels).to(device)
+        resident = to_device(pixels, device)
         return lambda _: None, augmented(lambda draws: cut(resident, draws.index, draws), scale_and_shift)
 
     print(
@@ -79,7 +81,7 @@ def augmented(images: Images, scale_and_shift: tuple[torch.Tensor, torch.Tensor]
     return changed
 
 
-def crop_on_all_threads(pixels: np.ndarray, crop: int) -> Images:
+def crop_on_all_threads(pixels: ImageRows, crop: int) -> Images:
     """`crop_each`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(num_threads)

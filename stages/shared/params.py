@@ -107,6 +107,8 @@ class Preprocess(Section):
     resize: Side
     crop: Side
     max_side: Side
+    store: Literal["auto", "pixels", "encoded"]
+    pixels_limit_gb: Annotated[float, Field(ge=0, lt=1e6)]
     mean: Triple
     std: Triple
 
@@ -176,6 +178,7 @@ class Runtime(Section):
     step: Literal["auto", "eager", "graph", "compile"]
     batch_norm: Literal["local", "exact"]
     save_every: Annotated[float, Field(ge=0, lt=1e6)]
+    memory_gb: Annotated[float, Field(ge=0, lt=1e6)]
 
 
 class Inspect(Section):

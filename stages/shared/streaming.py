@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from stages.shared.encoded import EncodedImages
+
 
 def stream_batches(
-    host: np.ndarray, num_rows: int, device: torch.device
+    host: np.ndarray | EncodedImages, num_rows: int, device: torch.device
 ) -> tuple[Callable[[torch.Tensor], None], torch.Tensor]:
     """`fetch(index)`, which brings the rows (b,) of `host` to the device, b at most `num_rows`, and the block that it fills.
 
-    Two pinned buffers and two on the device take turns: threads fill one from the memory map, and the copy from the other
+    Two pinned buffers and two on the device take turns: threads fill one from the memory map or with decoded images, and the copy from the other
     runs on a stream of its own, while the batch before is computed. The block stays where it is, because a captured step
     reads from a fixed place; filling it from the device's buffer takes microseconds.
     """
@@ -42,7 +44,7 @@ def stream_batches(
     return fetch, block
 
 
-def row_copier(host: np.ndarray) -> Callable[[np.ndarray, np.ndarray], None]:
+def row_copier(host: np.ndarray | EncodedImages) -> Callable[[np.ndarray, np.ndarray], None]:
     """A function that copies the rows `index` (b,) of `host` to the first b of a buffer, on as many threads as torch uses.
 
     By numpy, which copies a row at a time: torch.index_select takes seven times as long over rows of bytes.
@@ -53,8 +55,26 @@ def row_copier(host: np.ndarray) -> Callable[[np.ndarray, np.ndarray], None]:
     def copy(index: np.ndarray, buffer: np.ndarray) -> None:
         def share(thread: int) -> None:
             rows = slice(len(index) * thread // num_threads, len(index) * (thread + 1) // num_threads)
-            np.take(host, index[rows], axis=0, out=buffer[rows], mode="clip")  # "raise" would go through a copy
+            if isinstance(host, np.ndarray):
+                np.take(host, index[rows], axis=0, out=buffer[rows], mode="clip")  # "raise" would go through a copy
+                return
+            for row, canvas in zip(index[rows].tolist(), buffer[: len(index)][rows], strict=True):
+                image = host[row]
+                canvas[: image.shape[0], : image.shape[1]] = image  # what an earlier one left lies outside of every crop
 
         list(pool.map(share, range(num_threads)))
 
     return copy
+
+
+def to_device(host: np.ndarray | EncodedImages, device: torch.device, num_rows: int = 256) -> torch.Tensor:
+    """All images on the device, uint8 (N, side, side, 3)."""
+    if isinstance(host, np.ndarray):
+        return torch.from_numpy(host).to(device)
+    copy, resident = row_copier(host), torch.empty(host.shape, dtype=torch.uint8, device=device)
+    buffer = torch.empty((num_rows, *host.shape[1:]), dtype=torch.uint8)
+    host.expect(range(len(host)))
+    for index in torch.arange(len(host)).split(num_rows):
+        copy(index.numpy(), buffer.numpy())
+        resident[index[0] : index[-1] + 1] = buffer[: len(index)].to(device)
+    return resident

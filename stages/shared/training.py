@@ -17,6 +17,7 @@ from tqdm import tqdm
 from stages.shared.capture import captured
 from stages.shared.dataset import TrainSplit
 from stages.shared.distributed import average_batch_norm, rank_and_world_size, sum_over_devices
+from stages.shared.encoded import EncodedImages
 from stages.shared.image_source import image_source
 from stages.shared.memory import is_out_of_memory
 from stages.shared.model import train_mode
@@ -140,6 +141,9 @@ def plan_batches(
     torch.manual_seed(dropout_seed(sampling.seed, epoch, rank))
     sizes = torch.from_numpy(np.ascontiguousarray(split.sizes))
     plan = plan_epoch(sizes, sampling.chosen, sampling.seed, epoch, sampling.augmentation)
+    if isinstance(split.pixels, EncodedImages):
+        own = batches(plan, sampling.batch_size, rank, world_size)
+        split.pixels.expect(torch.cat([batch.to_cut().index for batch in own]).tolist())
     draws = plan.each(lambda part: part.to(device))
     bar = tqdm(
         zip(*(batches(part, sampling.batch_size, rank, world_size) for part in (plan, draws)), strict=True),

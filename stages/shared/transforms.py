@@ -6,6 +6,7 @@ probabilities by up to 0.004.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,12 @@ import torch.nn.functional as F
 SCALE = (0.08, 1.0)  # of the image's area, torchvision's default
 RATIO = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
+
+
+class ImageRows(Protocol):
+    """Images by row: uint8 (H, W, 3), each as large as its size says or larger."""
+
+    def __getitem__(self, row: int, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def crop_each(
 
 
 def crop_into(
-    crops: np.ndarray, pixels: np.ndarray, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor
+    crops: np.ndarray, pixels: ImageRows, index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor
 ) -> None:
     """Write the crops to uint8 (b, crop, crop, 3).
 
@@ -107,7 +114,7 @@ def crop_into(
     for out, i, (top, left, height, width), flip in zip(
         crops, index.tolist(), boxes.tolist(), flips.tolist(), strict=True
     ):
-        cut = np.ascontiguousarray(pixels[i, top : top + height, left : left + width])
+        cut = np.ascontiguousarray(pixels[i][top : top + height, left : left + width])
         image = torch.from_numpy(cut).permute(2, 0, 1)[None]
         resized = F.interpolate(image, (crop, crop), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
         out[:] = resized[:, ::-1] if flip else resized

@@ -54,7 +54,8 @@ def main(name: str = "") -> None:
 
 
 def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> None:
-    split, manifest = load_train_split(artifacts.TRAIN_SPLIT), load_manifest(artifacts.MANIFEST)
+    split = load_train_split(artifacts.TRAIN_SPLIT, memory=int(params.runtime.memory_gb * 1e9))
+    manifest = load_manifest(artifacts.MANIFEST)
     start, facts = choose_start(params, recipe), make_facts(params, name, recipe, manifest)
     folds = choose_folds(split, recipe, facts.seed)
     probe = fit_head(split, folds, recipe, len(facts.class_names)) if recipe.head == "probe" else None

@@ -1,0 +1,75 @@
+"""Write images encoded: a JPEG file each, end to end in a few large shards."""
+
+import io
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from stages.shared.encoded import INDEX, EncodedImages, decode_jpeg, shard_path
+
+SHARD_BYTES = 2**30  # a shard ends with the image that fills it
+QUALITY = 90  # of images that are not kept as they came; chroma at half the resolution
+
+
+def encode(pixels: np.ndarray, source: bytes) -> tuple[bytes, bool]:
+    """A JPEG file of uint8 (H, W, 3) pixels, and whether it is `source` itself: the file, if it decodes to just these pixels.
+
+    It does not where it is no JPEG, was turned or scaled down, or has colours that take more than a decoder to read.
+    """
+    try:
+        if source.startswith(b"\xff\xd8") and np.array_equal(
+            decode_jpeg(np.frombuffer(source, np.uint8).copy()), pixels
+        ):
+            return source, True
+    except RuntimeError:  # it is more than torchvision reads
+        pass
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue(), False
+
+
+class ShardWriter:
+    """Appends files to shards in a new folder; leaving the `with` block writes the index."""
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.shard_bytes, self.entries = folder, shard_bytes, list[tuple[int, int, int, int]]()
+        self.number, self.offset = 0, 0
+        self.file = shard_path(folder, 0).open("wb")
+
+    def append(self, data: bytes) -> None:
+        """Write the next row; one without data is an image that could not be decoded, and must not be asked for."""
+        if self.offset >= self.shard_bytes:
+            self.file.close()
+            self.number, self.offset = self.number + 1, 0
+            self.file = shard_path(self.folder, self.number).open("wb")
+        self.file.write(data)
+        self.entries.append((self.number, self.offset, len(data), zlib.crc32(data)))
+        self.offset += len(data)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+        if error is None:
+            np.save(self.folder / "index.npy", np.array(self.entries, dtype=INDEX))
+
+
+def take_rows(staged: Path, rows: Sequence[int], folder: Path) -> None:
+    """Bring these rows of the shards in `staged` to `folder`: the shards themselves where they hold just these."""
+    index = np.load(staged / "index.npy")
+    if list(rows) == list(range(len(index))):
+        for path in staged.iterdir():
+            path.replace(folder / path.name)
+        return
+    images = EncodedImages(staged, index, side=0)
+    with ShardWriter(folder) as writer:
+        for row in rows:
+            writer.append(images.read(row).tobytes())
