@@ -1,4 +1,4 @@
-"""Train on several devices: a process each, gradients summed, batch norm per device or exact."""
+"""Train on several devices, of one machine (node) or more: a process each, gradients summed, batch norm per device or exact."""
 
 import os
 import subprocess
@@ -11,27 +11,43 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from stages.shared.nodes import watching_nodes
+
 
 def launched() -> bool:
     """Tell whether this process is one of several started by `launch` (or by torchrun)."""
     return "LOCAL_RANK" in os.environ
 
 
-def launch(module: str, arguments: Iterable[str], num_devices: int, device: torch.device) -> None:
-    """Run `python -m module` in `num_devices` processes under torchrun and wait for them.
+def launch(module: str, arguments: Iterable[str], num_devices: int, device: torch.device, num_nodes: int = 1) -> None:
+    """Run `python -m module` in `num_devices` processes under torchrun and wait for them; of several nodes, each does so.
 
-    Raises ValueError when there are too few CUDA devices, SystemExit with torchrun's exit code when a process fails.
+    Raises ValueError when there are too few CUDA devices or a node does not know which it is, SystemExit with torchrun's
+    exit code when a process fails.
     """
     if device.type == "cuda" and torch.cuda.device_count() < num_devices:
         raise ValueError(
             f"runtime.num_devices is {num_devices}, but torch finds {torch.cuda.device_count()} CUDA device(s)"
         )
     threads = max(1, torch.get_num_threads() // num_devices)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_devices}"]
+    meeting = ["--standalone"] if num_nodes == 1 else meeting_point(num_nodes)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={num_devices}"]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     finished = subprocess.run([*torchrun, "-m", module, *arguments], env=environment)
     if finished.returncode:
         raise SystemExit(finished.returncode)
+
+
+def meeting_point(num_nodes: int) -> list[str]:
+    """torchrun's arguments for several nodes, from the environment variables that it has for them."""
+    address, rank = os.environ.get("MASTER_ADDR"), os.environ.get("NODE_RANK", "")
+    if not address or not rank.isdecimal() or int(rank) >= num_nodes:
+        raise ValueError(
+            f"runtime.num_nodes is {num_nodes}: start the same stage on each machine, with MASTER_ADDR set to the first one's "
+            f"address and NODE_RANK to 0 there and up to {num_nodes - 1} on the others (found {rank!r})"
+        )
+    port = os.environ.get("MASTER_PORT", "29500")
+    return [f"--nnodes={num_nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
 
 
 @contextmanager
@@ -42,12 +58,15 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if int(os.environ["LOCAL_RANK"]) >= (count := torch.cuda.device_count()):
+            raise ValueError(f"process {device.index} of this machine needs a CUDA device of its own; it has {count}")
         torch.cuda.set_device(device)
     # NCCL is told its device, so that it connects at once and does not guess the device from the rank.
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
     )
-    yield device
+    with watching_nodes():
+        yield device
     dist.destroy_process_group()  # not after a failure: NCCL would wait for the graphs that the traceback keeps alive
 
 
@@ -68,6 +87,18 @@ def average_batch_norm(model: nn.Module) -> None:
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer /= dist.get_world_size()
+
+
+def follow_first(history: list[Any], tensors: Iterable[torch.Tensor]) -> list[Any]:
+    """The first process's history on all, and where that has begun, its tensors: another node has no resume file."""
+    if not dist.is_initialized():
+        return history
+    told = [history]
+    dist.broadcast_object_list(told, src=0)
+    if told[0]:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+    return told[0]
 
 
 class _Sum(torch.autograd.Function):

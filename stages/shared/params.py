@@ -175,6 +175,7 @@ class Recipe(Section):
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
     num_devices: Annotated[int, Field(ge=1, le=1024)]
+    num_nodes: Annotated[int, Field(ge=1, le=1024)]
     step: Literal["auto", "eager", "graph", "compile"]
     batch_norm: Literal["local", "exact"]
     save_every: Annotated[float, Field(ge=0, lt=1e6)]

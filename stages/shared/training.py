@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from stages.shared.capture import captured
 from stages.shared.dataset import TrainSplit
-from stages.shared.distributed import average_batch_norm, rank_and_world_size, sum_over_devices
+from stages.shared.distributed import average_batch_norm, follow_first, rank_and_world_size, sum_over_devices
 from stages.shared.encoded import EncodedImages
 from stages.shared.image_source import image_source
 from stages.shared.memory import is_out_of_memory
@@ -77,7 +77,7 @@ def fit(
 
     rank, _ = rank_and_world_size()
     resume = ResumeFile(resume_path, changing, execution.save_every) if resume_path else None
-    history = [Epoch(**epoch) for epoch in resume.load()] if resume else []
+    history = [Epoch(**epoch) for epoch in follow_first(resume.load() if resume else [], changing)]
     for epoch in range(len(history) + 1, sampling.epochs + 1):
         totals.reset()
         start = time.perf_counter()

@@ -46,8 +46,9 @@ def main(name: str = "") -> None:
     params = load_params()
     recipe = choose_recipe(params, name)
     device = choose_device(params.runtime.device)
-    if params.runtime.num_devices > 1 and not launched():
-        launch("stages.train", [name], params.runtime.num_devices, device)
+    num_devices, num_nodes = params.runtime.num_devices, params.runtime.num_nodes
+    if num_devices * num_nodes > 1 and not launched():
+        launch("stages.train", [name], num_devices, device, num_nodes)
         return
     with process_group(device) as device:
         train(params, name, recipe, device)
