@@ -43,7 +43,7 @@ def _inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def subjects(project: Path) -> Subjects:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        return load_subjects("finetune")
+        return load_subjects("finetune", artifacts.SOURCE_DATASET / "images")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from stages.check_parity.subjects import load_subjects
 from stages.shared import artifacts, cli
 from stages.shared.params import load_params
 from stages.shared.reproducibility import describe_machine
+from stages.shared.source_images import source_images
 
 OPTIONS = ("--require-gpu", "--compile", "--reference-evaluator")
 
@@ -27,21 +28,22 @@ def main(*options: str) -> None:
     check_options(options)
     params = load_params()
     limits = params.parity.model_dump()
-    subjects = load_subjects(artifacts.selected_recipe(params.export.recipe))
-    rows, models = check_files(artifacts.ROOT, subjects)
-    rows += torch_rows(subjects, limits)
-    rows += cpu_rows(subjects, models, limits)
-    rows += cuda_rows(subjects, models, limits)
-    rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
-    rows += familiarity_rows(artifacts.ROOT, subjects, models, limits["probability"])
-    rows += other_runtime_rows(
-        artifacts.ROOT,
-        subjects,
-        models,
-        limits["probability"],
-        reference_evaluator="--reference-evaluator" in options,
-    )
-    rows += latency_rows(subjects, models, limits, compiled_on_cpu="--compile" in options)
+    with source_images(artifacts.SOURCE_DATASET, artifacts.CACHE / "check_parity") as images_dir:
+        subjects = load_subjects(artifacts.selected_recipe(params.export.recipe), images_dir)
+        rows, models = check_files(artifacts.ROOT, subjects)
+        rows += torch_rows(subjects, limits)
+        rows += cpu_rows(subjects, models, limits)
+        rows += cuda_rows(subjects, models, limits)
+        rows += image_rows(artifacts.ROOT, subjects, models, limits["probability"])
+        rows += familiarity_rows(artifacts.ROOT, subjects, models, limits["probability"])
+        rows += other_runtime_rows(
+            artifacts.ROOT,
+            subjects,
+            models,
+            limits["probability"],
+            reference_evaluator="--reference-evaluator" in options,
+        )
+        rows += latency_rows(subjects, models, limits, compiled_on_cpu="--compile" in options)
     if "--require-gpu" in options:
         rows = [require_gpu(row) for row in rows]
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

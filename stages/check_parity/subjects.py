@@ -29,8 +29,8 @@ class Subjects:
     float32: np.ndarray  # (images, classes) logits, torch on the CPU, at export
 
 
-def load_subjects(recipe: str) -> Subjects:
-    """Raises ValueError when the checkpoint, the files, the crops and the reference do not belong together."""
+def load_subjects(recipe: str, images_dir: Path) -> Subjects:
+    """The subjects of a recipe; `images_dir` holds the test split's source files. Raises ValueError when the checkpoint, the files, the crops and the reference do not belong together."""
     model, facts = load_checkpoint(artifacts.train_dir(recipe) / "checkpoint.safetensors")
     sidecar = _read_sidecar(artifacts.EXPORT / "export.json")
     crops = load_test_pixels(artifacts.TEST_SPLIT)
@@ -44,7 +44,7 @@ def load_subjects(recipe: str) -> Subjects:
         not_shipped={row["file"]: row["reason"] for row in sidecar["variants"] if not row["shipped"]},
         crops=crops,
         images=network_input(crops, facts.transform),
-        paths=[artifacts.SOURCE_DATASET / "images" / file.path for file in load_test_files(artifacts.TEST_SPLIT)],
+        paths=[images_dir / file.path for file in load_test_files(artifacts.TEST_SPLIT)],
         float64=reference.float64,
         float32=reference.float32,
     )

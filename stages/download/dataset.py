@@ -17,9 +17,11 @@ from stages.download.addresses import is_url
 from stages.download.fetch import fetch
 from stages.download.unpack import is_junk, unpack
 from stages.shared.files import file_digest
+from stages.shared.source_images import pack
 from synthetic_images import TARGET_CLASSES, draw_target
 
 KEY = "dataset.source"
+MANY_FILES = 20_000  # beyond, they are packed into one
 FIRST_TEST_INDEX = 10**9  # far from train's, so that the test pictures stay when num_train changes
 
 
@@ -62,6 +64,8 @@ def bring_dataset(
             f"{KEY}: {masked(source)} holds no files in folders; expected train/ and test/, or class folders"
         )
     facts["sha256"] = file_digest(archive) if archive else facts["sha256"]
+    if facts["num_files"] > MANY_FILES:
+        pack(images)
     return {"kind": kind, "source": masked(source), "checksum": checksum if archive else None, **facts}
 
 

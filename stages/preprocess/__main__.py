@@ -21,11 +21,12 @@ from stages.preprocess.report import build_report, check_usable
 from stages.preprocess.shards import QUALITY
 from stages.preprocess.split import split_images
 from stages.preprocess.store import Image, stage_images, write_split
-from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
+from stages.shared.artifacts import CACHE, MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.cli import run
 from stages.shared.dataset import Entry, Manifest, TestFile, save_manifest, save_test_files
 from stages.shared.files import path_in_errors, write_json
 from stages.shared.params import Preprocess, load_params
+from stages.shared.source_images import source_images
 from stages.shared.transforms import Transform
 
 
@@ -34,10 +35,11 @@ def main() -> None:
     settings = params.preprocess
     transform, max_side = Transform(settings.resize, settings.crop, settings.mean, settings.std), settings.max_side
 
-    images_dir, labels = SOURCE_DATASET / "images", params.dataset.labels
-    layout = read_labels(images_dir, labels) if labels else find_images(images_dir)
-    fixes = read_fixes(Path(params.dataset.fixes), layout.class_names)
-    with staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
+    unpacked = source_images(SOURCE_DATASET, CACHE / "preprocess")
+    with unpacked as images_dir, staging_folder(TRAIN_SPLIT.parent / ".staging") as staging:
+        labels = params.dataset.labels
+        layout = read_labels(images_dir, labels) if labels else find_images(images_dir)
+        fixes = read_fixes(Path(params.dataset.fixes), layout.class_names)
         sources = free_moved(layout.sources, fixes)
         sizes = {"resize": transform.resize, "crop": transform.crop, "max_side": max_side}
         staged = stage_images(sources, staging, **sizes, max_bytes=max_pixel_bytes(settings))

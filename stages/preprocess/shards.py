@@ -21,9 +21,7 @@ def encode(pixels: np.ndarray, source: bytes) -> tuple[bytes, bool]:
     It does not where it is no JPEG, was turned or scaled down, or has colours that take more than a decoder to read.
     """
     try:
-        if source.startswith(b"\xff\xd8") and np.array_equal(
-            decode_jpeg(np.frombuffer(source, np.uint8).copy()), pixels
-        ):
+        if source.startswith(b"\xff\xd8") and np.array_equal(decode_jpeg(bytearray(source)), pixels):
             return source, True
     except RuntimeError:  # it is more than torchvision reads
         pass
@@ -35,15 +33,15 @@ def encode(pixels: np.ndarray, source: bytes) -> tuple[bytes, bool]:
 class ShardWriter:
     """Appends files to shards in a new folder; leaving the `with` block writes the index."""
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder, self.shard_bytes, self.entries = folder, shard_bytes, list[tuple[int, int, int, int]]()
+        self.folder, self.entries = folder, list[tuple[int, int, int, int]]()
         self.number, self.offset = 0, 0
         self.file = shard_path(folder, 0).open("wb")
 
     def append(self, data: bytes) -> None:
         """Write the next row; one without data is an image that could not be decoded, and must not be asked for."""
-        if self.offset >= self.shard_bytes:
+        if self.offset >= SHARD_BYTES:
             self.file.close()
             self.number, self.offset = self.number + 1, 0
             self.file = shard_path(self.folder, self.number).open("wb")
@@ -72,4 +70,4 @@ def take_rows(staged: Path, rows: Sequence[int], folder: Path) -> None:
     images = EncodedImages(staged, index, side=0)
     with ShardWriter(folder) as writer:
         for row in rows:
-            writer.append(images.read(row).tobytes())
+            writer.append(bytes(images.read(row)))

@@ -77,13 +77,13 @@ class EncodedImages:
         except RuntimeError as error:
             raise self._damaged(row, str(error)) from None
 
-    def read(self, row: int) -> np.ndarray:
-        """The image's JPEG file, uint8 (n,)."""
+    def read(self, row: int) -> bytearray:
+        """The image's JPEG file."""
         entry = self.index[row]
-        data = np.empty(int(entry["length"]), dtype=np.uint8)
+        data = bytearray(int(entry["length"]))
         # Not a memory map: its pages would count as this process's memory, however many have been read.
-        done = os.preadv(self._files[int(entry["shard"])].fileno(), [memoryview(data)], int(entry["offset"]))
-        if done != len(data) or zlib.crc32(memoryview(data)) != entry["crc32"]:
+        done = os.preadv(self._files[int(entry["shard"])].fileno(), [data], int(entry["offset"]))
+        if done != len(data) or zlib.crc32(data) != entry["crc32"]:
             raise self._damaged(row, "its checksum is not the index's")
         return data
 
@@ -104,9 +104,9 @@ def check_shards(folder: Path, index: np.ndarray) -> None:
             raise ValueError(f"{path.name} has {size} bytes of {needed}: it was cut short")
 
 
-def decode_jpeg(data: np.ndarray) -> np.ndarray:
-    """uint8 (height, width, 3) of a JPEG file's bytes, uint8 (n,). Raises RuntimeError where they are none."""
+def decode_jpeg(data: bytearray) -> np.ndarray:
+    """uint8 (height, width, 3) of a JPEG file's bytes. Raises RuntimeError where they are none."""
     from torchvision.io import ImageReadMode  # importing it takes a second, which the other store need not spend
     from torchvision.io import decode_jpeg as decode
 
-    return decode(torch.from_numpy(data), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    return decode(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
