@@ -22,7 +22,7 @@ from stages.shared.encoded import EncodedImages
 from stages.shared.image_source import image_source
 from stages.shared.params import load_params
 from stages.shared.sampling import plan_epoch
-from stages.shared.streaming import filler
+from stages.shared.streaming import row_copier, to_device
 from stages.shared.transforms import Transform
 from tests.experiment import ROOT as PROJECT
 
@@ -208,9 +208,16 @@ def test_a_batch_of_crops_is_that_of_canvases_with_the_same_images(tmp_path):
         fetch(plan)
         crops.append(cut(plan))
     assert torch.equal(*crops)
-    streamed = torch.zeros(6, 64, 64, 3, dtype=torch.uint8)
-    filler(encoded)(torch.arange(6), streamed)
-    np.testing.assert_array_equal(streamed.numpy(), canvases)
+    buffer = np.zeros((8, 64, 64, 3), np.uint8)
+    row_copier(encoded)(np.arange(6), buffer)
+    np.testing.assert_array_equal(buffer[:6], canvases)
+
+
+def test_images_that_a_device_has_room_for_are_brought_there_whole(tmp_path):
+    images = store(tmp_path, [picture(seed, 30 + seed, 48) for seed in range(5)])
+    resident = to_device(opened(tmp_path), torch.device("cpu"), num_rows=2)
+    for canvas, image in zip(resident.numpy(), images, strict=True):
+        np.testing.assert_array_equal(canvas[: len(image), :48], image)
 
 
 def test_test_crops_of_training_images_are_those_of_the_other_store(project):
