@@ -178,6 +178,21 @@ def test_the_command_promotes_lists_and_takes_back(fresh: Path) -> None:
     assert "taken back: model@v1.0.0; promoted now: nothing" in command(fresh, "--undo").stdout
 
 
+def test_a_shared_version_is_taken_back_from_any_clone_for_all(fresh: Path, tmp_path: Path) -> None:
+    hub, first, second = tmp_path / "hub.git", tmp_path / "first", tmp_path / "second"
+    git(fresh, "clone", "--quiet", "--bare", str(fresh), str(hub))
+    for clone in (first, second):
+        git(fresh, "clone", "--quiet", str(hub), str(clone))
+    git(fresh, "remote", "add", "hub", str(hub))
+    decide(fresh, "good", RULE, git_remote="hub")
+    git(fresh, "remote", "remove", "hub")
+    assert git(hub, "tag", "--list") == "model@v1.0.0"
+    assert registry.undo(first, "origin") == ("model@v1.0.0", None)  # it has never heard of the version
+    assert git(hub, "tag", "--list") == ""
+    with pytest.raises(ValueError, match="nothing is promoted"):
+        registry.undo(second, "origin")
+
+
 @pytest.mark.parametrize("num_kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_kill_leaves_the_old_or_the_new_state_whole(fresh: Path, num_kills: int) -> None:
     decide(fresh, "good", RULE)

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="say what would be decided, and change nothing")
     parser.add_argument("--undo", action="store_true", help="take the newest promoted version back")
     parser.add_argument("--list", action="store_true", help="list the promoted versions, the current one last")
-    parser.add_argument("--git-remote", metavar="NAME", help="push the version there too")
+    parser.add_argument("--git-remote", metavar="NAME", help="share versions with it: push, or take back there too")
     return parser
 
 

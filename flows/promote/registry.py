@@ -57,7 +57,12 @@ def fetch(project: Path, git_remote: str) -> None:
 
 
 def undo(project: Path, git_remote: str | None = None) -> tuple[str, str | None]:
-    """Take the newest version back; returns its tag and the tag that is promoted now. Raises ValueError where there is none."""
+    """Take the newest version back, on the remote too; returns its tag and the tag that is promoted now.
+
+    Raises ValueError where there is none.
+    """
+    if git_remote:
+        fetch(project, git_remote)
     tags = list(versions(project))
     if not tags:
         raise ValueError(f"{project}: nothing is promoted; git has no tag {NAME}@v…")
