@@ -5,20 +5,22 @@ python -m benchmarks.acceptance --out DIR --device cpu --small     the dry run: 
 
 Every step is a process with a time limit of its own; each result is written as soon as it is known, and the next step
 runs when one fails. The results of several calls merge into one file, DIR/cuda-<device>.json, which starts as a copy of
-the one in benchmarks/results. A machine that is lent for ten minutes at a time takes it in these pieces:
+the one in benchmarks/results: put it back there after each call. A machine that is lent for ten minutes at a time takes
+it in these pieces:
 
     --only machine capture tests         --only pipeline          --only devices         --only parity
     --only training                      --only profile growth startup     --only evaluation     --only accuracy
     --only real --real PATH
 
 It needs what the stages and the tests marked gpu import, and neither Prefect nor DVC nor a network. A bare machine says what it
-lacks by python -m benchmarks.acceptance.packages; to one with Python 3.12, torch 2.11 and its usual company take, as wheels:
+lacks by python -m benchmarks.acceptance.packages; to one with Python 3.12, torch 2.11 and the usual packages beside it
+(torchvision, triton, ONNX Runtime, scikit-learn, pandas, matplotlib, pytest) take these wheels, 4 MB in all:
 
     pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 -c constraints.txt pydantic pydantic-core
         annotated-types typing-extensions typing-inspection ruamel.yaml ruamel.yaml.clib cleanlab termcolor
 
-and for the steps tests, parity and evaluation ONNX Runtime's CUDA provider (onnxruntime-gpu), which is large: without it, its
-rows say `not run`, or fail where a GPU is required.
+The steps tests, parity and evaluation also want ONNX Runtime's CUDA provider (onnxruntime-gpu; 54 MB cut to the kernels of
+one GPU): without it its rows say `not run`, or fail where a GPU is required.
 
     steps.py      the steps: what each runs and how long it may take
     step.py       one step in this process
