@@ -1,4 +1,4 @@
-"""How far it goes: disk, memory and time of 1,000 images and more, in either store.
+"""Measure how far it goes: disk, memory and time of 1,000 images and more, in either store.
 
 python -m benchmarks.scale --work DIR [--images 1000 10000]
 

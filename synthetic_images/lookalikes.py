@@ -1,4 +1,4 @@
-"""What shares a hot dog's colours and shapes and is none."""
+"""Things that share a hot dog's colours and shapes and are none."""
 
 from collections.abc import Callable
 

@@ -74,7 +74,7 @@ def _put(image: Image.Image, layer: Image.Image, light: np.ndarray) -> None:
 
 
 def _photograph(image: Image.Image, rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """What a phone makes of it: focus, light falling off, white balance, noise, JPEG."""
+    """The scene as a phone takes it: focus, light falling off, white balance, noise, JPEG."""
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.006 * max(image.size) + 0.4)))
     pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)

@@ -1,4 +1,4 @@
-"""What a thing lies on: a table, and often a plate, a board or a napkin."""
+"""The ground that a thing lies on: a table, and often a plate, a board or a napkin."""
 
 import numpy as np
 

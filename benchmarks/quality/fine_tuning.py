@@ -1,4 +1,4 @@
-"""What the peers' recipes are made of: the source model, batches, training steps, validation, soup."""
+"""The parts that the peers' recipes are made of: the source model, batches, training steps, validation, soup."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -80,7 +80,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What every section measures with."""
+    """The things that every section measures with."""
 
     model: Path
     photos: list[bytes]

@@ -1,4 +1,4 @@
-"""What the server is held against, on the same photos: ONNX Runtime alone, predict.py's own loop, and a naive endpoint."""
+"""The references that the server is held against, on the same photos: ONNX Runtime alone, predict.py's own loop, and a naive endpoint."""
 
 import contextlib
 import itertools
