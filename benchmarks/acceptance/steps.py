@@ -57,7 +57,9 @@ def device_tests(setup: Setup) -> Iterator[Claim]:
     else:
         chosen = ["tests/test_cuda.py", "-m", "not slow"]
     pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *chosen]
-    with subprocess.Popen(pytest, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}) as run:
+    with subprocess.Popen(
+        pytest, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
+    ) as run:
         assert run.stdout is not None
         for line in run.stdout:
             print(line, end="", flush=True)
