@@ -5,6 +5,7 @@ HEAD, the index and every file of the project stay as they are.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,9 +53,9 @@ def newest(project: Path, git_remote: str) -> str:
 
 
 def local_path(params: Any, section: str, key: str) -> str:
-    """The text that may be a path: `params[section][key]`, empty where the project's params have no such key."""
+    """The text that may be a path: `params[section][key]` without a checksum, empty where there is no such key."""
     values = params.get(section) if isinstance(params, Mapping) else None
-    return str(values.get(key) or "") if isinstance(values, Mapping) else ""
+    return re.sub(r"#\w+=[0-9a-fA-F]+$", "", str(values.get(key) or "")) if isinstance(values, Mapping) else ""
 
 
 def _share_settings(project: Path, workspace: Path) -> None:

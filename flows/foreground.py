@@ -31,7 +31,9 @@ def run_flow(module: str, arguments: dict[str, Any], *, grace: float) -> int:
 def start(module: str, arguments: dict[str, Any], *, grace: float) -> "subprocess.Popen[bytes]":
     """Start `python -m module ARGUMENTS` (as JSON) under a supervisor; `supervise.stop` ends it."""
     command = [sys.executable, "-m", module, json.dumps(arguments)]
-    return supervise.start(command, grace=grace, env=prefect_environment(Path.cwd()))
+    # A temporary server is stopped in the middle of writing its last events, and would tell so in sixty lines.
+    environment = {"PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL", **prefect_environment(Path.cwd())}
+    return supervise.start(command, grace=grace, env=environment)
 
 
 def interrupt_on_signals() -> None:

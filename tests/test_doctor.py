@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fastapi
 import pytest
+from ruamel.yaml import YAML
 
 from flows.doctor import __main__ as doctor
 from flows.doctor import machine, services, sources
@@ -149,6 +150,9 @@ def test_sources_by_path_and_by_name(tmp_path: Path) -> None:
     assert sources.check_source("dataset.source", "photos", tmp_path, None).level == "ok"
     assert sources.check_source("dataset.source", "potos", tmp_path, None).level == "fail"
     assert sources.check_source("dataset.source", "synthetic", tmp_path, None).level == "ok"
+    weights = {"architecture": "resnet18", "weights": "photos"}
+    YAML().dump({"dataset": {"source": "photos#sha1=0123abcd"}, "model": weights}, tmp_path / "params.yaml")
+    assert [finding.level for finding in sources.check_sources(tmp_path)] == ["ok", "ok"]
 
 
 def test_weights_by_name_are_looked_for_where_torchvision_has_them(

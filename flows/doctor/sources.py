@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from flows.checkout import local_path
 from flows.doctor.finding import Finding
 from flows.project import read_yaml
 from masking import masked
@@ -29,7 +30,7 @@ print(json.dumps({"url": known[name].url if name in known.__members__ else None,
 def check_sources(root: Path) -> list[Finding]:
     """The dataset and the source weights, where params.yaml names an address or a path."""
     params, mirror = read_yaml(root / "params.yaml"), os.environ.get("MIRROR_BASE")
-    dataset, weights = str(params["dataset"]["source"]), str(params["model"]["weights"])
+    dataset, weights = local_path(params, "dataset", "source"), local_path(params, "model", "weights")
     is_name = weights != "synthetic" and re.fullmatch(r"\w+", weights) and not (root / weights).exists()
     return [
         check_source("dataset.source", dataset, root, mirror),

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from flows import dvc_stages, overrides
+from flows.checkout import local_path
+from flows.doctor.sources import check_source
 from flows.foreground import run_flow
 from flows.mend import refuse_conflict
 from flows.project import read_yaml
@@ -32,6 +34,9 @@ def check(root: Path, targets: list[str], settings: overrides.Settings) -> None:
     refuse_conflict(root / "dvc.lock")
     params = overrides.applied(read_yaml(root / "params.yaml"), settings)
     overrides.validate(root, [("params.yaml", params)])
+    source = local_path(params, "dataset", "source")
+    if "://" not in source and (found := check_source("dataset.source", source, root, None)).level == "fail":
+        raise ValueError(f"{found.subject}: {found.message}")
     dvc_stages.plan(root, targets)
 
 
