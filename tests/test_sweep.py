@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,21 +33,48 @@ series: name
 """
 
 
-@pytest.fixture
-def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the toy's stages write down what they do."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    monkeypatch.setenv("SWEEP_NOTES", str(folder))
-    monkeypatch.setattr(dvc_stages, "GRACE", 2.0)
-    return folder
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which nothing has run, in a folder with the sweeps' files."""
+    folder = tmp_path_factory.mktemp("new")
+    (folder / "grid.yaml").write_text(GRID)
+    (folder / "points.yaml").write_text(POINTS)
+    return sweep_project.create(folder / "toy")
+
+
+@pytest.fixture(scope="module")
+def swept(server: str, new: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after its first sweep of two points, with two seeds each; what that run returned lies beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        toy = copied(new, tmp_path_factory.mktemp("swept"), patch)
+        state = run(toy, seeds=2)
+    assert state.is_completed(), state.message
+    return toy
+
+
+def copied(toy: Path, folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project and what lies beside it in `folder`, whose stages leave their notes there."""
+    without = shutil.ignore_patterns(".cache")  # its checkouts are clones of the original
+    shutil.copytree(toy.parent, folder, symlinks=True, ignore=without, dirs_exist_ok=True)
+    (folder / "notes").mkdir(exist_ok=True)
+    patch.setenv("SWEEP_NOTES", str(folder / "notes"))
+    patch.setattr(dvc_stages, "GRACE", 2.0)
+    return folder / toy.name
 
 
 @pytest.fixture
-def toy(tmp_path: Path, notes: Path) -> Path:
-    (tmp_path / "grid.yaml").write_text(GRID)
-    (tmp_path / "points.yaml").write_text(POINTS)
-    return sweep_project.create(tmp_path / "toy")
+def toy(new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return copied(new, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def swept_toy(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return copied(swept, tmp_path, monkeypatch)
+
+
+def notes(toy: Path) -> Path:
+    """Where the toy's stages write down what they do, and read what they shall do."""
+    return toy.parent / "notes"
 
 
 def run(toy: Path, name: str = "grid", **options: Any) -> Any:
@@ -67,109 +95,88 @@ def rows(toy: Path, name: str = "grid") -> list[dict[str, Any]]:
     return json.loads((toy / "artifacts/sweeps" / name / "table.json").read_text())["rows"]
 
 
-def test_every_point_becomes_an_experiment_and_the_project_stays_as_it_is(server: str, toy: Path, notes: Path) -> None:
-    before = (git(toy, "rev-parse", "HEAD"), git(toy, "status", "--porcelain"), (toy / "params.yaml").read_text())
-    state = run(toy, seeds=2)
-    assert state.is_completed(), state.message
-    assert experiments_of(toy) == {f"grid-{lr}-s{seed}" for lr in ("0.1", "0.2") for seed in (0, 1)}
-    assert (
-        git(toy, "rev-parse", "HEAD"),
-        git(toy, "status", "--porcelain"),
-        (toy / "params.yaml").read_text(),
-    ) == before
+def test_every_point_becomes_an_experiment_and_the_project_stays_as_it_is(new: Path, swept: Path) -> None:
+    assert experiments_of(swept) == {f"grid-{lr}-s{seed}" for lr in ("0.1", "0.2") for seed in (0, 1)}
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        assert git(swept, *words) == git(new, *words)
+    assert (swept / "params.yaml").read_text() == (new / "params.yaml").read_text()
 
-    first, second = rows(toy)
+    first, second = rows(swept)
     assert (first["lr"], first["seeds"], second["seeds"]) == (0.1, 2, 2)
     assert first["validation_accuracy"] == pytest.approx(0.15)
     assert second["validation_accuracy"] == pytest.approx(0.25)
     assert (first["rank"], second["rank"]) == (2, 1)
-    assert len(lines(notes / "prepared")) == 1  # what the points share ran once
-    folder = toy / "artifacts/sweeps/grid"
-    assert {path.name for path in folder.iterdir()} == {
-        "table.json",
-        "table.md",
-        "table.csv",
-        "figure.svg",
-        "figure.png",
-    }
+    assert len(lines(notes(swept) / "prepared")) == 1  # what the points share ran once
+    names = {path.name for path in (swept / "artifacts/sweeps/grid").iterdir()}
+    assert names == {"table.json", "table.md", "table.csv", "figure.svg", "figure.png"}
 
 
-def test_validation_chooses_and_test_is_opened_for_the_winner_alone(server: str, toy: Path, notes: Path) -> None:
+def test_validation_chooses_and_test_is_opened_for_the_winner_alone(swept: Path) -> None:
     """In the toy the point with the best test score is the worst in validation."""
-    assert run(toy, seeds=2).is_completed()
-    assert lines(notes / "evaluated") == ["finetune 0.2"] * 2
-    described = json.loads((toy / "artifacts/sweeps/grid/table.json").read_text())
+    assert lines(notes(swept) / "evaluated") == ["finetune 0.2"] * 2
+    described = json.loads((swept / "artifacts/sweeps/grid/table.json").read_text())
     assert described["ranked_by"] == "validation_loss"
     assert described["winner"]["point"] == {"lr": "0.2"}
     assert described["winner"]["test_accuracy"] == pytest.approx(0.75)
     assert not [key for row in described["rows"] + described["runs"] for key in row if "test" in key]
-    text = (toy / "artifacts/sweeps/grid/table.md").read_text()
+    text = (swept / "artifacts/sweeps/grid/table.md").read_text()
     assert text.count("test accuracy") == 1
     assert "Ranked by validation log-loss" in text
 
 
-def test_no_winner_is_tested_while_a_point_is_missing(server: str, toy: Path, notes: Path) -> None:
-    (notes / "knob").write_text("if recipe['lr'] == 0.2: raise SystemExit(3)")
-    assert run(toy, seeds=1).is_failed()
-    assert lines(notes / "evaluated") == []
-    assert "none is the winner" in (toy / "artifacts/sweeps/grid/table.md").read_text()
-
-
-def test_the_best_points_go_on_to_a_second_round_with_dearer_settings(server: str, toy: Path, notes: Path) -> None:
+def test_the_best_points_go_on_to_a_second_round_with_dearer_settings(server: str, swept_toy: Path) -> None:
     finals = "finals: {keep: 2, settings: {width: 4}}\n"
-    (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]") + finals)
-    state = run(toy, seeds=1)
+    (swept_toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]") + finals)
+    before = len(lines(notes(swept_toy) / "trained"))
+    state = run(swept_toy, seeds=1)
     assert state.is_completed(), state.message
-    described = json.loads((toy / "artifacts/sweeps/grid/table.json").read_text())
+    described = json.loads((swept_toy / "artifacts/sweeps/grid/table.json").read_text())
     assert [row["lr"] for row in described["finals"]] == [0.3, 0.2]
     assert described["winner"]["point"] == {"lr": "0.3"}
-    assert lines(notes / "evaluated") == ["finetune 0.3"]
-    assert len(lines(notes / "trained")) == 3 + 2
+    assert lines(notes(swept_toy) / "evaluated")[2:] == ["finetune 0.3"]
+    assert len(lines(notes(swept_toy) / "trained")) == before + 1 + 2  # two of the first round's three were done
 
 
-def test_what_is_done_is_not_run_again_and_what_is_new_is(server: str, toy: Path, notes: Path) -> None:
-    assert run(toy, seeds=1).message.startswith("0 were done, 2 ran")
-    assert run(toy, seeds=1).message.startswith("2 were done, 0 ran")
-    assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
-    assert len(lines(notes / "trained")) == 4
+def test_what_is_done_is_not_run_again_and_what_is_new_is(server: str, swept_toy: Path) -> None:
+    assert run(swept_toy, seeds=2).message.startswith("4 were done, 0 ran")
+    assert run(swept_toy, seeds=3).message.startswith("4 were done, 2 ran")
+    assert len(lines(notes(swept_toy) / "trained")) == 6
 
 
-def test_an_experiment_of_the_same_name_with_other_params_is_run_again(server: str, toy: Path, notes: Path) -> None:
-    run(toy, seeds=1)
-    assert run(toy, seeds=1, settings={"width": 4}).message.startswith("0 were done, 2 ran")
-    assert run(toy, seeds=1, settings={"width": 4}).message.startswith("2 were done, 0 ran")
-    shown = git(
-        toy,
-        "show",
-        f"refs/exps/{git(toy, 'rev-parse', 'HEAD')[:2]}/{git(toy, 'rev-parse', 'HEAD')[2:]}/grid-0.1-s0:params.yaml",
-    )
+def test_an_experiment_of_the_same_name_with_other_params_is_run_again(server: str, swept_toy: Path) -> None:
+    assert run(swept_toy, seeds=1, settings={"width": 4}).message.startswith("0 were done, 2 ran")
+    head = git(swept_toy, "rev-parse", "HEAD")
+    shown = git(swept_toy, "show", f"refs/exps/{head[:2]}/{head[2:]}/grid-0.1-s0:params.yaml")
     assert "width: 4" in shown
 
 
-def test_a_new_commit_restores_what_did_not_change(server: str, toy: Path, notes: Path) -> None:
-    run(toy, seeds=1)
-    (toy / "README").write_text("words")
-    git(toy, "add", "README")
-    git(toy, "commit", "--quiet", "--message", "Words")
-    assert run(toy, seeds=1).message.startswith("0 were done, 2 ran")
-    assert len(lines(notes / "trained")) == 2
+def test_a_new_commit_restores_what_did_not_change(server: str, swept_toy: Path) -> None:
+    (swept_toy / "README").write_text("words")
+    git(swept_toy, "add", "README")
+    git(swept_toy, "commit", "--quiet", "--message", "Words")
+    assert run(swept_toy, seeds=1).message.startswith("0 were done, 2 ran")
+    assert len(lines(notes(swept_toy) / "trained")) == 4
 
 
-def test_a_failed_point_leaves_the_others_and_is_all_that_runs_again(server: str, toy: Path, notes: Path) -> None:
-    (notes / "knob").write_text("if recipe['lr'] == 0.2: print('the loss is nan'); raise SystemExit(3)")
-    state = run(toy, seeds=2)
+def test_a_failed_point_leaves_the_others_and_is_all_that_runs_again(server: str, swept_toy: Path) -> None:
+    """Nor is a winner tested while a point is missing."""
+    knob = notes(swept_toy) / "knob"
+    knob.write_text("if recipe['lr'] == 0.2: print('the loss is nan'); raise SystemExit(3)")
+    state = run(swept_toy, seeds=3)
     assert state.is_failed()
-    assert state.message.startswith("2 failed, 0 were done, 2 ran")
-    assert "grid-0.2-s1: exited with code 3" in state.message
+    assert state.message.startswith("1 failed, 4 were done, 1 ran")
+    assert "grid-0.2-s2: exited with code 3" in state.message
     assert "the loss is nan" in state.message
-    assert [row["seeds"] for row in rows(toy)] == [2, 0]
-    (notes / "knob").unlink()
-    assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
+    assert [row["seeds"] for row in rows(swept_toy)] == [3, 2]
+    assert "none is the winner" in (swept_toy / "artifacts/sweeps/grid/table.md").read_text()
+    assert len(lines(notes(swept_toy) / "evaluated")) == 2  # the first sweep's
+    knob.unlink()
+    assert run(swept_toy, seeds=3).message.startswith("5 were done, 1 ran")
 
 
-def test_points_run_side_by_side_each_in_a_checkout_of_its_own(server: str, toy: Path, notes: Path) -> None:
+def test_points_run_side_by_side_each_in_a_checkout_of_its_own(server: str, toy: Path) -> None:
     """The knob lets a point end only once another one is at work, except the first, which runs alone."""
-    (notes / "knob").write_text(
+    (notes(toy) / "knob").write_text(
         "note('started', os.getcwd())\n"
         "begin = time.monotonic()\n"
         "while recipe['lr'] > 0.1 and len((notes / 'started').read_text().splitlines()) < 3:\n"
@@ -178,19 +185,16 @@ def test_points_run_side_by_side_each_in_a_checkout_of_its_own(server: str, toy:
     (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]"))
     state = run(toy, seeds=1, jobs=2)
     assert state.is_completed(), state.message
-    first, *others = lines(notes / "started")
+    first, *others = lines(notes(toy) / "started")
     assert len(set(others)) == 2
     assert first in others
 
 
-def test_a_stage_without_seeds_is_measured_once_and_recipes_are_told_apart(server: str, toy: Path, notes: Path) -> None:
-    state = run(toy, "points", seeds=2)
+def test_a_stage_without_recipes_is_measured_once_and_recipes_are_told_apart(server: str, toy: Path) -> None:
+    state = run(toy, "points", seeds=1)
     assert state.is_completed(), state.message
-    assert experiments_of(toy) == {
-        "points-finetune-alone-s0",
-        *(f"points-{recipe}-slow-s{seed}" for recipe in ("finetune", "scratch") for seed in (0, 1)),
-    }
-    assert [row["seeds"] for row in rows(toy, "points")] == [1, 2, 2]
+    assert experiments_of(toy) == {"points-finetune-alone-s0", "points-finetune-slow-s0", "points-scratch-slow-s0"}
+    assert [row["seeds"] for row in rows(toy, "points")] == [1, 1, 1]
 
 
 def test_uncommitted_code_is_refused(server: str, toy: Path) -> None:
@@ -209,18 +213,18 @@ def test_a_second_sweep_of_the_same_name_is_turned_away(server: str, toy: Path) 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stopped_sweep_leaves_no_process_and_goes_on_where_it_was(
-    server: str, toy: Path, notes: Path, number: signal.Signals
+    server: str, toy: Path, number: signal.Signals
 ) -> None:
-    (notes / "knob").write_text("if recipe['lr'] == 0.2: note('running', ''); time.sleep(600)")
+    (notes(toy) / "knob").write_text("if recipe['lr'] == 0.2: note('running', ''); time.sleep(600)")
     command = [sys.executable, "-m", "flows.sweep", str(toy.parent / "grid.yaml"), "--seeds", "2", "--jobs", "2"]
     environment = {**os.environ, "PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=toy, env=environment) as process:
-        wait_until(lambda: len(lines(notes / "running")) == 2, 240, "two points are at work")
+        wait_until(lambda: len(lines(notes(toy) / "running")) == 2, 240, "two points are at work")
         process.send_signal(number)
         process.wait(120)
     wait_until(lambda: processes_in(toy) == [], 60, "nothing is left")
     assert experiments_of(toy) == {"grid-0.1-s0", "grid-0.1-s1"}
-    (notes / "knob").unlink()
+    (notes(toy) / "knob").unlink()
     assert run(toy, seeds=2).message.startswith("2 were done, 2 ran")
 
 
@@ -258,7 +262,7 @@ def test_the_command_line_refuses_a_misspelt_key_before_anything_starts(toy: Pat
 
 
 @pytest.mark.slow
-def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: Path, tmp_path: Path) -> None:
+def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, tmp_path: Path) -> None:
     origin, storage = tmp_path / "origin.git", tmp_path / "storage"
     dvc(toy, "remote", "add", "--default", "shared", str(storage))
     git(toy, "commit", "--quiet", "--all", "--message", "A remote")
@@ -266,7 +270,7 @@ def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: 
     git(toy, "remote", "add", "origin", str(origin))
     (toy.parent / "grid.yaml").write_text(GRID.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]"))
     # The last two points wait for each other: they can only end if both machines are at work.
-    (notes / "knob").write_text(
+    (notes(toy) / "knob").write_text(
         "note('started', os.getcwd())\n"
         "begin = time.monotonic()\n"
         "while recipe['lr'] > 0.1 and len((notes / 'started').read_text().splitlines()) < 3:\n"
@@ -293,7 +297,7 @@ def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, notes: 
         for process in workers:
             process.wait(60)
     assert [row["validation_accuracy"] for row in rows(toy)] == pytest.approx([0.1, 0.2, 0.3])
-    machines = {Path(line).relative_to(tmp_path).parts[0] for line in lines(notes / "started")}
+    machines = {Path(line).relative_to(tmp_path).parts[0] for line in lines(notes(toy) / "started")}
     assert machines == {"one", "two"}
-    assert len(lines(notes / "prepared")) == 1  # the second machine pulled what the first had prepared
+    assert len(lines(notes(toy) / "prepared")) == 1  # the second machine pulled what the first had prepared
     assert run(toy, seeds=1, git_remote="origin").message.startswith("3 were done, 0 ran")
