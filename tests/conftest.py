@@ -4,12 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-LONGEST = ("test_pipeline.py", "test_real_input.py", "test_sweep.py", "test_pipeline_flow.py")
+LONGEST = (
+    "test_pipeline.py", "test_sweep.py", "test_pipeline_flow.py", "test_promote.py", "test_kills.py", "test_export.py",
+    "test_real_input.py", "test_search.py", "test_acceptance.py", "test_faults.py", "test_web.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two workers end together."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,20 @@ def test_jpeg_is_decoded_as_pillow_does(tmp_path):
     np.testing.assert_array_equal(decode(path).pixels, np.asarray(Image.open(path)))
 
 
+@pytest.mark.parametrize("extension", ["avif", "heic"])
+def test_what_phones_write_is_upright_and_on_white(tmp_path, extension):
+    module.formats()  # from now on Pillow writes HEIC too
+    image = Image.linear_gradient("L").resize((40, 24)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(saved(tmp_path / f"a.{extension}", image, quality=95, exif=exif.tobytes())).pixels
+    assert turned.shape == (40, 24, 3)
+    assert np.abs(turned.astype(int) - np.rot90(np.asarray(image), -1)).max() <= 4
+    image.putalpha(0)
+    clear = decode(saved(tmp_path / f"b.{extension}", image, quality=95))
+    assert (clear.mode, clear.pixels.min()) == ("RGBA", 255)
+
+
 def test_gray_is_repeated(tmp_path):
     decoded = decode(saved(tmp_path / "a.png", Image.fromarray(GRAY)))
     assert decoded.mode == "L"

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stages.preprocess.decode import FORMATS, MAX_PIXELS, UnusableError, decode, probe
+from stages.preprocess.decode import MAX_PIXELS, UnusableError, decode, formats, probe
 
 ADDRESS_SPACE = 4 * 2**30
 PEAK_MEGABYTES = 1500
-EXTENSIONS = ("jpg", "png", "gif", "tiff", "webp", "bmp", "ppm", "txt", "JPEG", "ico", "")
+EXTENSIONS = ("jpg", "png", "gif", "tiff", "webp", "bmp", "ppm", "avif", "heic", "txt", "JPEG", "ico", "")
 
 
 def encode(image: Image.Image, format_name: str, **options) -> bytes:
@@ -36,6 +36,7 @@ def encode(image: Image.Image, format_name: str, **options) -> bytes:
 
 def sound_images() -> list[bytes]:
     """One small image of each format, mode and kind of metadata that Pillow can write."""
+    assert {"AVIF", "HEIF"} <= set(formats())  # which makes Pillow know HEIF
     noise = np.random.default_rng(0).integers(0, 256, (24, 18, 4), dtype=np.uint8)
     rgba, rgb = Image.fromarray(noise), Image.fromarray(noise[..., :3])
     exif = Image.Exif()
@@ -65,6 +66,8 @@ def sound_images() -> list[bytes]:
         *(encode(image, "BMP") for image in modes if image.mode != "LA"),
         encode(rgb, "PPM"),
         encode(rgb.convert("L"), "PPM"),
+        *(encode(image, name, exif=exif.tobytes()) for name in ("AVIF", "HEIF") for image in (rgb, rgba)),
+        *(encode(rgb, name, **several) for name in ("AVIF", "HEIF")),
     ]
 
 
@@ -198,7 +201,7 @@ def outcome(function, path: Path) -> str:
 def is_whole(path: Path) -> bool:
     """Whether Pillow decodes the file to its end, asked for nothing before that."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=formats()) as image:
             image.load()
     except Exception:
         return False

@@ -5,6 +5,7 @@ import zlib
 from io import BytesIO
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
@@ -38,6 +39,12 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def heic() -> bytes:
+    out = BytesIO()
+    pillow_heif.from_pillow(picture()).save(out)
+    return out.getvalue()
+
+
 PNG, JPEG = encode(picture(), "PNG"), encode(picture(), "JPEG")
 ANIMATION = [picture(), picture().rotate(180)]
 ON_BLACK = Image.alpha_composite(Image.new("RGBA", (90, 60), "black"), picture(alpha=True))
@@ -54,6 +61,8 @@ PHOTOS = {
     "animated.gif": encode(ANIMATION[0], "GIF", save_all=True, append_images=ANIMATION[1:]),
     "animated.webp": encode(ANIMATION[0], "WEBP", save_all=True, append_images=ANIMATION[1:], lossless=True),
     "photo.bmp": encode(picture(), "BMP"),
+    "photo.avif": encode(picture(), "AVIF", subsampling="4:4:4", quality=100),
+    "turned.avif": encode(picture(), "AVIF", orientation=6, subsampling="4:4:4", quality=100),
     "1x1.png": encode(picture(1, 1), "PNG"),
     "20000x1.png": encode(picture(20_000, 1), "PNG"),
     "turned.png": encode(picture(), "PNG", orientation=6),
@@ -72,5 +81,7 @@ HOSTILE = {
     "half.gif": (b"GIF89a" + bytes(20), "damaged"),
     "zeroed.png": (PNG[:60] + bytes(len(PNG) - 72) + PNG[-12:], "damaged"),
     "garbage.png": (PNG.replace(PNG[60:120], bytes(60)), "damaged"),
+    "half.avif": (PHOTOS["photo.avif"][:-200], "ends too early"),
+    "photo.heic": (heic(), "cannot read HEIC photos. Save it as JPEG"),
     "huge.png": (huge_png(), "60,000 × 60,000 pixels; the limit is 67 megapixels"),
 }

@@ -27,6 +27,7 @@ async function decodeBitmap(bytes, format) {
       premultiplyAlpha: "none",
     });
   } catch {
+    if (format === "HEIC") throw new ImageError("This browser cannot read HEIC photos. Save it as JPEG and try again.");
     throw new ImageError(`This ${format} file is damaged: the browser cannot decode it.`);
   }
 }

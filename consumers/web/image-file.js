@@ -16,7 +16,7 @@ export function inspect(bytes) {
   if (bytes.length > MAX_BYTES) throw new ImageError(`The file is larger than ${MAX_BYTES / 2 ** 20} MB.`);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const kind = KINDS.find(({ matches }) => matches(bytes));
-  if (!kind) throw new ImageError("This is not an image this page can read (JPEG, PNG, WebP, GIF or BMP).");
+  if (!kind) throw new ImageError("This is not an image this page can read (JPEG, PNG, WebP, GIF, BMP or AVIF).");
   const facts = readOrTruncated(kind, bytes, view);
   if (!facts || facts.width === 0 || facts.height === 0) throw new ImageError(`This ${kind.format} file is damaged.`);
   if (!facts.whole) throw truncated(kind.format);
@@ -46,7 +46,14 @@ const KINDS = [
   { format: "GIF", matches: (b) => /^GIF8[79]a$/.test(ascii(b, 0, 6)), read: readGif },
   { format: "WebP", matches: (b) => ascii(b, 0, 4) === "RIFF" && ascii(b, 8, 12) === "WEBP", read: readWebp },
   { format: "BMP", matches: (b) => ascii(b, 0, 2) === "BM", read: readBmp },
+  { format: "AVIF", matches: (b) => /avi[fs]/.test(brands(b)), read: readHeif },
+  { format: "HEIC", matches: (b) => /hei[cxms]|hev[cx]|mif1|msf1/.test(brands(b)), read: readHeif },
 ];
+
+/** The kinds that a file of boxes (ISO 14496-12), which AVIF and HEIC both are, says it is of. */
+function brands(bytes) {
+  return ascii(bytes, 4, 8) === "ftyp" ? ascii(bytes, 8, Math.min(bytes[3], 64)) : "";
+}
 
 function readJpeg(view, bytes) {
   let size = null;
@@ -99,4 +106,27 @@ function readBmp(view, bytes) {
   const width = old ? view.getUint16(18, true) : view.getInt32(18, true);
   const height = old ? view.getUint16(20, true) : view.getInt32(22, true); // negative: rows from the top
   return { width: Math.max(0, width), height: Math.abs(height), whole: view.getUint32(2, true) <= bytes.length };
+}
+
+/** The largest of the images in it: the picture itself, beside its thumbnail and tiles. */
+function readHeif(view, bytes) {
+  let at = 0;
+  let size = null;
+  while (at < bytes.length) {
+    const length = view.getUint32(at) === 1 ? Number(view.getBigUint64(at + 8)) : view.getUint32(at) || bytes.length - at;
+    if (length < 8) return null;
+    if (ascii(bytes, at + 4, at + 8) === "meta") size = largestExtent(view, bytes, at, Math.min(at + length, bytes.length));
+    at += length;
+  }
+  return size && { ...size, whole: at === bytes.length };
+}
+
+function largestExtent(view, bytes, start, end) {
+  let [width, height] = [0, 0];
+  for (let at = start; at < end - 16; at++) {
+    if (ascii(bytes, at, at + 4) !== "ispe") continue;
+    const [w, h] = [view.getUint32(at + 8), view.getUint32(at + 12)];
+    if (w * h > width * height) [width, height] = [w, h];
+  }
+  return { width, height };
 }

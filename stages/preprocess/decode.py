@@ -5,6 +5,7 @@ applied; transparency is laid on white; of 16-bit values the high byte is taken;
 frame is taken; nothing truncated is filled up.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder of Pillow's sees a stranger's bytes
-EXTENSIONS = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|p[bgp]m)", re.IGNORECASE)
+# No other decoder of Pillow's sees a stranger's bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+EXTENSIONS = re.compile(r"\.(jpe?g|jpe|jfif|png|webp|bmp|gif|tiff?|p[bgp]m|avif|hei[cf]|hif)", re.IGNORECASE)
 MAX_PIXELS = 2**26  # 67 megapixels: about 0.7 GB at the peak of a decode
 
 UPRIGHT = {
@@ -76,7 +79,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be opened: {error.strerror}; mend its permissions or delete it") from None
     try:
-        with file, Image.open(file, formats=FORMATS) as image:
+        with file, Image.open(file, formats=formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _too_large(path, f"{width}x{height}")
@@ -91,6 +94,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, MemoryError, …
         reason = str(error) or type(error).__name__
         raise UnusableError("corrupt", f"{path}: cannot be decoded: {reason:.200}; replace or delete it") from None
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """FORMATS, once Pillow knows them all: HEIF, which phones write, is a decoder of pillow-heif's."""
+    pillow_heif.register_heif_opener()
+    return FORMATS
 
 
 def _too_large(path: Path, size: str) -> UnusableError:
