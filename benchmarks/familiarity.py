@@ -1,61 +1,107 @@
 """Compare ways to tell unfamiliar pictures from familiar ones, and time the shipped one.
 
-    python -m benchmarks.familiarity PHOTOS WEIGHTS ARCHITECTURE --near OTHER [OTHER …]
+    python -m benchmarks.familiarity TASK --real DIR --work DIR [--near TASK …] [--write]
 
-PHOTOS and OTHER are folders with train/ and test/ folders of classes, WEIGHTS a state_dict of ARCHITECTURE (torchvision).
-Features are the frozen network's, as a probe or an early layer's fine-tuning leaves them. Far pictures are drawn here:
-noise, coloured blobs, text. Prints Markdown.
+Each way scores the test split of TASK (see benchmarks.quality) against pictures of other kinds: far ones drawn here (noise, coloured
+blobs, text, kitchens), near ones from other tasks' test splits. The features are the frozen source network's, and the
+last ones of the network that the recipe `tuned` trained. A task's rows are replaced in results/familiarity.json by --write.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-import torchvision
 from PIL import Image, ImageDraw
 from scipy.special import logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
-from stages.check_parity.familiarity import last_features
+from benchmarks.quality.ours import train_ours
+from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task, prepare
 from stages.export.familiarity import familiarity_graph, fit_gaussians, held_out_scores, unit_length
+from stages.shared.dataset import fixed_crops
+from stages.shared.files import read_json, write_json
+from stages.shared.frozen_features import extract_features, load_network
+from stages.shared.model import head_module, head_parameters
+from stages.shared.reproducibility import describe_machine
 from stages.shared.shipped_files import FEATURES
-from stages.shared.transforms import Transform, network_input, resize_center_crop
+from stages.shared.transforms import resize_center_crop
+from synthetic_images import SOURCE_CLASSES, draw_source
 
-IMAGENET = Transform(128, 112, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+RESULT = Path(__file__).parent / "results" / "familiarity.json"
+NUM_OTHERS = 100  # pictures of each kind
 NEIGHBOURS = 5
+CPU = torch.device("cpu")
 Score = Callable[[np.ndarray], np.ndarray]  # features (n, d) -> how familiar (n,)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("architecture")
-    parser.add_argument("--near", type=Path, nargs="+", default=[])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.familiarity", description=__doc__.splitlines()[0])
+    parser.add_argument("task")
+    parser.add_argument("--real", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--near", nargs="+", default=[], help="other tasks")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    state = torch.load(options.weights, weights_only=True)
-    num_classes = next(reversed(state.values())).shape[0]
-    network = torchvision.models.get_model(options.architecture, num_classes=num_classes).eval()
-    network.load_state_dict(state)
+    real, work = options.real.resolve(), options.work.resolve()
+    task = prepare(options.task, real, work)
+    others = far_pictures() | {
+        name: prepare(name, real, work).test_pixels[:: max(1, len(prepare(name, real, work).test_pixels) // NUM_OTHERS)]
+        for name in options.near
+    }
+    rows = {"frozen": areas(*frozen_network(task), task, others), "last": areas(*tuned_network(task), task, others)}
+    print(json.dumps(rows, indent=1), flush=True)
+    if options.write:
+        results = read_json(RESULT) if RESULT.exists() else {}
+        write_json(RESULT, results | about() | {options.task: rows})
 
-    def features(images: list[np.ndarray]) -> np.ndarray:
-        crops = [resize_center_crop(image, IMAGENET.resize, IMAGENET.crop) for image in images]
-        return last_features(network, network_input(np.stack(crops), IMAGENET))
 
-    photos, labels = read_split(options.photos / "train")
-    known, train = features(read_split(options.photos / "test")[0]), features(photos)
-    others = {"noise": features(draw_noise()), "blobs": features(draw_blobs()), "text": features(draw_text())}
-    others |= {near.name: features(read_split(near / "test")[0]) for near in options.near}
-    print(f"| way | {' | '.join(others)} |\n| --- |{' --- |' * len(others)}")
-    for way, score in ways(train, labels).items():
-        areas = " | ".join(f"{area_under_roc(score, known, other):.3f}" for other in others.values())
-        print(f"| {way} | {areas} |", flush=True)
-    print(f"\nThe shipped graph takes {milliseconds(train, labels):.3f} ms an image on one thread.")
+def about() -> dict[str, Any]:
+    return {
+        "command": "python -m benchmarks.familiarity",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": describe_machine(CPU)["device"],
+        "network": f"{ARCHITECTURE} at {CROP} px; `last`: after the recipe tuned",
+        "what": "area under the ROC curve, the task's test split against each kind of other pictures",
+        "milliseconds_an_image": {"features": 512, "classes": 10, "graph": round(milliseconds(512, 10), 3)},
+    }
+
+
+def frozen_network(task: Task) -> tuple[nn.Module, nn.Module]:
+    return load_network(ARCHITECTURE, task.source, CROP)
+
+
+def tuned_network(task: Task) -> tuple[nn.Module, nn.Module]:
+    model, _ = train_ours("tuned", task, seed=0)
+    return model.requires_grad_(False), head_module(
+        model, head_parameters(ARCHITECTURE, CROP)
+    )  # frozen: as in inference
+
+
+def areas(
+    model: nn.Module, head: nn.Module, task: Task, others: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Way -> kind of other pictures -> area under the ROC curve."""
+
+    def features(crops: np.ndarray) -> np.ndarray:
+        (found,) = extract_features(
+            model, head, [crops], len(crops), transform=task.transform, device=CPU, mirrored=(False,), name="pictures"
+        )
+        return found
+
+    train = features(fixed_crops(task.train, range(len(task.train)), task.transform))
+    known, unknown = features(task.test_pixels), {name: features(crops) for name, crops in others.items()}
+    return {
+        way: {name: round(area_under_roc(score, known, other), 3) for name, other in unknown.items()}
+        for way, score in ways(train, np.asarray(task.train.labels)).items()
+    }
 
 
 def ways(train: np.ndarray, labels: np.ndarray) -> Mapping[str, Score]:
@@ -66,12 +112,11 @@ def ways(train: np.ndarray, labels: np.ndarray) -> Mapping[str, Score]:
         found = head.decision_function(unit_length(features))
         return np.stack([-found / 2, found / 2], axis=1) if found.ndim == 1 else found
 
-    raw = fit_raw_gaussians(train, labels)
     gaussians, unit = fit_gaussians(train, labels), unit_length(train)
     return {
         "largest softmax": lambda features: softmax(logits(features), axis=1).max(axis=1),
         "energy (log-sum-exp of the logits)": lambda features: logsumexp(logits(features), axis=1),
-        "Mahalanobis, raw features": raw,
+        "Mahalanobis, raw features": fit_raw_gaussians(train, labels),
         "Mahalanobis, unit length (shipped)": gaussians.scores,
         f"{NEIGHBOURS}th nearest neighbour, unit length": lambda features: np.sort(
             unit_length(features) @ unit.T, axis=1
@@ -97,47 +142,47 @@ def area_under_roc(score: Score, known: np.ndarray, other: np.ndarray) -> float:
     return float(roc_auc_score(truth, np.r_[score(known), score(other)]))
 
 
-def milliseconds(train: np.ndarray, labels: np.ndarray, runs: int = 200) -> float:
+def milliseconds(num_features: int, num_classes: int, runs: int = 500) -> float:
     """Median time of the familiarity graph alone, for one image, on one thread."""
-    scores = held_out_scores(train, labels, np.arange(len(train)) % 5)
+    generator = np.random.default_rng(0)
+    train, labels = generator.normal(size=(600, num_features)).astype(np.float32), np.arange(600) % num_classes
+    scores = held_out_scores(train, labels, np.arange(600) % 5)
     graph = familiarity_graph(fit_gaussians(train, labels), scores, 18)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    one, seconds = train[:1].astype(np.float32), []
+    seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        session.run(None, {FEATURES: one})
+        session.run(None, {FEATURES: train[:1]})
         seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds))
 
 
-def read_split(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """The photos below class folders, uint8 (height, width, 3) each, and their labels (n,)."""
-    paths = sorted(path for path in folder.glob("*/*") if path.is_file())
-    names = sorted({path.parent.name for path in paths})
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    return images, np.array([names.index(path.parent.name) for path in paths])
+def far_pictures() -> dict[str, np.ndarray]:
+    """Kind -> crops uint8 (NUM_OTHERS, CROP, CROP, 3)."""
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (NUM_OTHERS, CROP, CROP, 3), dtype=np.uint8)
+    coarse = generator.integers(0, 256, (NUM_OTHERS, 6, 6, 3), dtype=np.uint8)
+    blobs = np.stack(
+        [np.asarray(Image.fromarray(few).resize((CROP, CROP), Image.Resampling.BICUBIC)) for few in coarse]
+    )
+    drawn = [
+        resize_center_crop(draw_source(SOURCE_CLASSES[row % len(SOURCE_CLASSES)], row, 0, 128), CROP, CROP)
+        for row in range(NUM_OTHERS)
+    ]
+    return {"noise": noise, "blobs": blobs, "text": draw_text(generator), "drawings": np.stack(drawn)}
 
 
-def draw_noise(count: int = 50) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8))
-
-
-def draw_blobs(count: int = 50) -> list[np.ndarray]:
-    coarse = np.random.default_rng(1).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
-    return [np.asarray(Image.fromarray(blobs).resize((96, 96), Image.Resampling.BICUBIC)) for blobs in coarse]
-
-
-def draw_text(count: int = 50) -> list[np.ndarray]:
-    generator, pages = np.random.default_rng(2), []
-    for _ in range(count):
-        page = Image.new("RGB", (160, 160), "white")
-        for top in range(5, 155, 14):
-            letters = generator.choice(list("abcdefghijklmnopqrstuvwxyz    "), 26)
-            ImageDraw.Draw(page).text((6, top), "".join(letters), fill="black")
+def draw_text(generator: np.random.Generator) -> np.ndarray:
+    pages = []
+    for _ in range(NUM_OTHERS):
+        page = Image.new("RGB", (CROP, CROP), "white")
+        for top in range(4, CROP - 10, 12):
+            letters = generator.choice(list("abcdefghijklmnopqrstuvwxyz    "), 18)
+            ImageDraw.Draw(page).text((4, top), "".join(letters), fill="black")
         pages.append(np.asarray(page))
-    return pages
+    return np.stack(pages)
 
 
 if __name__ == "__main__":

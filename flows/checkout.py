@@ -15,8 +15,12 @@ from dvc.repo import Repo
 
 from flows.project import git, read_yaml
 
-# The params that may name a local path, by the stage that copies it into the project.
-SOURCES = {"download@dataset": ("dataset", "source"), "download@model": ("model", "weights")}
+# The params that may name a local path, by the stage that reads it.
+SOURCES = {
+    "download@dataset": ("dataset", "source"),
+    "download@model": ("model", "weights"),
+    "monitor": ("monitor", "source"),
+}
 
 
 def prepare(project: Path, folder: Path, commit: str = "HEAD") -> Path:

@@ -11,7 +11,14 @@ from stages.evaluate.scores import predictions_from
 from stages.evaluate.tables import write_curves, write_predictions
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
-from stages.shared.dataset import Manifest, TestFile, load_test_files, save_manifest, save_test_files
+from stages.shared.dataset import (
+    Manifest,
+    TestFile,
+    load_test_files,
+    save_labels_before_fixes,
+    save_manifest,
+    save_test_files,
+)
 from stages.shared.files import write_json, write_text
 from stages.shared.metrics import softmax
 from stages.shared.model import build_model
@@ -28,6 +35,7 @@ def write_split(class_names: Sequence[str], num_images: int, *, file_name: str =
     artifacts.TEST_SPLIT.mkdir(parents=True)
     np.save(artifacts.TEST_SPLIT / "pixels.npy", pixels)
     np.save(artifacts.TEST_SPLIT / "labels.npy", labels)
+    save_labels_before_fixes(artifacts.TEST_SPLIT, labels)
     files = [TestFile(f"test/{class_names[label]}/{file_name.format(i)}", "0" * 64) for i, label in enumerate(labels)]
     save_test_files(artifacts.TEST_SPLIT, files)
     facts = {"digest": "d" * 64, "transform": TRANSFORM, "max_side": 32, "side": 32}

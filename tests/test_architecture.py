@@ -120,6 +120,8 @@ TEST_LABELS = "artifacts/preprocess/test/labels.npy"
 def test_only_evaluations_depend_on_the_test_labels():
     readers = {name for name in STAGES if any(overlap(dep, TEST_LABELS) for dep in STAGES[name]["deps"])}
     assert readers == EVALUATIONS
+    before = TEST_LABELS.replace("labels", "labels_before_fixes")
+    assert [name for name in STAGES if any(overlap(dep, before) for dep in STAGES[name]["deps"])] == ["evaluate"]
 
 
 def test_only_evaluations_open_the_test_labels():
@@ -128,7 +130,7 @@ def test_only_evaluations_open_the_test_labels():
         name
         for name in STAGES
         for file in sources(stage_unit(name))
-        if names_used(file) & {"load_test_split", "test/labels.npy"}
+        if names_used(file) & {"load_test_split", "load_labels_before_fixes", "test/labels.npy"}
     }
     assert readers == EVALUATIONS
     naming = {file for module in CODE for file in sources(Path(module)) if "labels.npy" in names_used(file)}

@@ -44,6 +44,20 @@ def test_comparison_has_one_entry_a_recipe_beside_the_published_row(capsys):
     assert artifacts.COMPARISON.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_score_before_the_fix_list_is_said_where_it_changed_test_labels():
+    write_experiment()
+    main()
+    assert "before the fix list" not in artifacts.COMPARISON.with_suffix(".md").read_text()
+    path = artifacts.evaluate_dir("finetune") / "metrics.json"
+    before = {"num_images": 39, "num_relabelled": 2, "test_loss": 0.5}
+    before |= {"test_accuracy": 0.812, "test_accuracy_low": 0.7, "test_accuracy_high": 0.9}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"before_fixes": before}))
+    main()
+    assert json.loads(artifacts.COMPARISON.read_text())[0]["before_fixes"] == before
+    text = artifacts.COMPARISON.with_suffix(".md").read_text()
+    assert "changes the label of 2 test images: accuracy 0.812 (0.700 to 0.900) on 39 images" in text
+
+
 def test_validation_stands_beside_test_and_is_left_out_where_there_is_none():
     write_experiment()
     path = artifacts.train_dir("finetune") / "metrics.json"

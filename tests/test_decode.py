@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from stages.preprocess import decode as module
-from stages.preprocess.decode import MAX_PIXELS, UnusableError, decode, probe
+from stages.shared import decode as module
+from stages.shared.decode import MAX_PIXELS, UnusableError, decode, probe
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stages.preprocess.decode import MAX_PIXELS, UnusableError, decode, formats, probe
+from stages.shared.decode import MAX_PIXELS, UnusableError, decode, formats, probe
 
 ADDRESS_SPACE = 4 * 2**30
 PEAK_MEGABYTES = 1500

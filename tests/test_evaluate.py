@@ -12,6 +12,7 @@ from stages.evaluate import __main__ as evaluate
 from stages.evaluate.__main__ import check_finite, main
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
+from stages.shared.dataset import NOT_IN_TEST, save_labels_before_fixes
 from stages.shared.model import build_model
 from stages.shared.transforms import Transform
 from tests.experiment import write_params
@@ -67,6 +68,24 @@ def test_every_image_is_predicted_once_in_the_order_of_the_split():
     assert all(float(row["p_hotdog"]) + float(row["p_not-hotdog"]) == pytest.approx(1, abs=1e-5) for row in rows)
     assert metrics()["test_accuracy"] == np.mean([row["correct"] == "1" for row in rows])
     assert [row["predicted"] for row in read("confusion.csv")] == [row["prediction"] for row in rows]
+
+
+def test_scores_by_the_labels_before_the_fix_list_stand_beside_those_after():
+    labels = write_split(CLASSES, 10)
+    save_model()
+    main("finetune")
+    assert metrics()["before_fixes"] is None
+    right = [row["correct"] == "1" for row in read("predictions.csv")]
+    before = labels.copy()
+    before[:3] = 1 - labels[:3]  # three were relabelled
+    before[9] = NOT_IN_TEST
+    save_labels_before_fixes(artifacts.TEST_SPLIT, before)
+    main("finetune")
+    found = metrics()["before_fixes"]
+    expected = np.mean([not value if row < 3 else value for row, value in enumerate(right[:9])])
+    assert (found["num_images"], found["num_relabelled"]) == (9, 3)
+    assert found["test_accuracy"] == expected
+    assert found["test_accuracy_low"] < expected < found["test_accuracy_high"]
 
 
 def test_evaluation_is_the_same_bytes_twice():

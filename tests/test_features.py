@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stages import features
-from stages.shared import artifacts
+from stages.shared import artifacts, frozen_features
 from stages.shared.dataset import Entry, Manifest, load_train_split, save_manifest
 from stages.shared.model import build_model
 from stages.shared.transforms import Transform, normalize, resize_center_crop
@@ -24,7 +24,7 @@ NUM_TRAIN, NUM_TEST, SIDE = 7, 4, 80
 def source(request, tmp_path, monkeypatch) -> nn.Module:
     """A source network in a working folder that holds everything the stage reads, test labels left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "choose_precision", lambda *_: torch.float32)
+    monkeypatch.setattr(frozen_features, "choose_precision", lambda *_: torch.float32)
     monkeypatch.setattr(features, "CHUNK", 3)
     write_params(Path(), {"model.architecture": request.param, "model.weights": "synthetic"})
     write_splits()
@@ -77,6 +77,6 @@ def test_features_are_what_the_head_is_given_of_each_image_and_of_its_mirror(sou
 
 
 def test_a_network_that_makes_no_number_of_an_image_is_refused(source, monkeypatch):
-    monkeypatch.setattr(features, "flatten", lambda values: torch.full((len(values), 4), torch.nan))
+    monkeypatch.setattr(frozen_features, "flatten", lambda values: torch.full((len(values), 4), torch.nan))
     with pytest.raises(ValueError, match=r"train\.safetensors: NaN or infinite features for 14 images"):
         features.main()

@@ -1,19 +1,24 @@
 """Near-duplicates are found and different pictures are not, wrong labels are named, and folds keep what belongs together."""
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from safetensors.numpy import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stages.inspect import __main__ as inspect
+from stages.inspect import duplicates
 from stages.inspect.duplicates import find_pairs
 from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, choose_num_folds, group_images
-from stages.inspect.labels import find_wrong_labels
+from stages.inspect.labels import find_wrong_labels, neighbour_probabilities, out_of_fold_probabilities
 from stages.inspect.odd import find_odd, looks_of
 from stages.inspect.structure import structure_of
 from stages.preprocess.fixes import read_fixes
@@ -83,6 +88,59 @@ def test_blank_images_are_no_duplicates_of_each_other():
     assert pairs_among([*blank, photo(0), photo(1)]) == []
 
 
+def striped(ground: str) -> Image.Image:
+    """A rug of stripes in the middle of a ground."""
+    image = Image.fromarray(np.asarray(GROUNDS[ground]))
+    rug = np.repeat(np.random.default_rng(1).integers(0, 256, (12, 1, 3), dtype=np.uint8), 6, axis=0)
+    image.paste(Image.fromarray(np.repeat(rug, 90, axis=1)), (19, 28))
+    return image
+
+
+GROUNDS = {
+    name: Image.fromarray(generator.integers(0, 256, (10, 10, 3), dtype=np.uint8)).resize((128, 128))
+    for name, generator in {"grass": np.random.default_rng(2), "stone": np.random.default_rng(3)}.items()
+}
+
+
+def test_one_thing_on_two_grounds_is_two_pictures_and_recompressed_it_is_one():
+    others = [photo(index) for index in range(12)]
+    assert pairs_among([striped("grass"), striped("stone"), *others]) == []
+    (pair,) = pairs_among([striped("grass"), recompressed(striped("grass")), *others])
+    assert (pair.first, pair.second) == (0, 1)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that torch makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+def test_memory_grows_with_the_images_and_not_with_their_square(monkeypatch):
+    monkeypatch.setattr(duplicates, "BLOCK", 16)
+    monkeypatch.setattr(duplicates, "NEIGHBOURS", 1)
+
+    def peak(num_images: int) -> int:
+        generator = np.random.default_rng(0)
+        structure = generator.normal(size=(num_images, 16, 16)).astype(np.float16)
+        features = generator.normal(size=(num_images, 8)).astype(np.float32)
+        tracemalloc.start()
+        with LargestTensor() as largest:
+            find_pairs(structure, features, features)
+        size = 4 * largest.elements + tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(20)  # what is imported late
+    assert peak(480) < 2.5 * peak(240)
+
+
 @pytest.mark.parametrize("num_images", [1, 2, 3])
 def test_few_images_are_no_trouble(num_images):
     assert pairs_among([photo(index) for index in range(num_images)]) == []
@@ -94,6 +152,7 @@ def test_few_images_are_no_trouble(num_images):
 GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=2, max_size=60)
 
 
+@settings(deadline=None)
 @given(GROUPS, st.randoms(use_true_random=False))
 def test_folds_keep_groups_together_and_depend_on_contents_alone(groups, random):
     rows = [
@@ -110,6 +169,7 @@ def test_folds_keep_groups_together_and_depend_on_contents_alone(groups, random)
     assert set(dealt[0].values()) == set(range(min(choose_num_folds(len(rows)), len(groups))))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=20, max_size=300))
 def test_single_images_are_dealt_evenly_class_by_class(labels):
     labels = np.array(labels)
@@ -147,6 +207,35 @@ def test_confident_contradictions_are_flagged_surest_first():
     assert sorted(issue.row for issue in issues) == wrong
     assert all(issue.given == given[issue.row] and issue.proposed == labels[issue.row] for issue in issues)
     assert [issue.confidence for issue in issues] == sorted((issue.confidence for issue in issues), reverse=True)
+
+
+def clusters(num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (num, 8) of three well-separated kinds, their labels and folds."""
+    labels, folds = np.arange(num) % 3, np.arange(num) // 3 % 4
+    features = np.random.default_rng(0).normal(size=(num, 8)) + 6 * np.eye(8)[labels]
+    return features.astype(np.float32), labels, folds
+
+
+def test_flipped_labels_among_clear_kinds_are_flagged_with_their_true_class():
+    features, labels, folds = clusters(90)
+    given, flipped = labels.copy(), [4, 31, 77]
+    given[flipped] = (labels[flipped] + 1) % 3
+    probabilities = out_of_fold_probabilities(features, features, given, folds, 3)
+    issues = find_wrong_labels(probabilities, given, np.arange(90))
+    found = {(issue.row, issue.proposed) for issue in issues}
+    assert found <= {(row, labels[row]) for row in flipped}
+    assert len(found) >= 2  # confident learning leaves out one that is less sure than its class's average
+
+
+def test_neighbours_of_the_same_fold_have_no_vote_and_left_out_images_neither():
+    features, labels, folds = clusters(60)
+    copies, wrong = np.repeat(features[:1], 12, axis=0), np.full(12, 2)  # twelve copies of image 0, labelled otherwise
+    for fold in (folds[0], LEFT_OUT):
+        votes = neighbour_probabilities(
+            np.concatenate([features, copies]), np.r_[labels, wrong], np.r_[folds, np.full(12, fold)], 3
+        )
+        assert votes[0].argmax() == labels[0]
+        np.testing.assert_allclose(votes.sum(axis=1), 1)
 
 
 # --- the stage ---

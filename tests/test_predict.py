@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from consumers import predict
-from stages.preprocess.decode import UnusableError, decode
+from stages.shared.decode import UnusableError, decode
 from tests.exported_project import ROOT, exported_project
 from tests.test_decode_fuzz import hostile_files
 

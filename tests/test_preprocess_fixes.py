@@ -11,7 +11,13 @@ from PIL import Image
 from stages.preprocess import store
 from stages.preprocess.__main__ import main
 from stages.shared.artifacts import MANIFEST, TEST_SPLIT
-from stages.shared.dataset import load_manifest, load_test_files, load_test_split
+from stages.shared.dataset import (
+    NOT_IN_TEST,
+    load_labels_before_fixes,
+    load_manifest,
+    load_test_files,
+    load_test_split,
+)
 from tests.preprocess_project import (
     CROP,
     IMAGES,
@@ -55,7 +61,10 @@ def test_the_fix_list_drops_relabels_and_moves_and_is_counted(project):
     row = files.index("train/not/2.png")
     expected = store.resize_center_crop(np.asarray(Image.open(IMAGES / files[row])), RESIZE, CROP)
     np.testing.assert_array_equal(split.pixels[row], expected)
-    assert report()["fixes"] == {"drop": 1, "relabel": 2, "move": 1, "of_test_images": 1, "not_found": []}
+    counts = {"drop": 1, "relabel": 2, "move": 1, "of_test_images": 1, "dropped_test_images": 0}
+    assert report()["fixes"] == {**counts, "not_found": []}
+    before = dict(zip(files, load_labels_before_fixes(TEST_SPLIT, len(files)).tolist(), strict=True))
+    assert (before["test/not/0.png"], before["train/not/2.png"], before["test/hot/0.png"]) == (1, NOT_IN_TEST, 0)
 
 
 def test_a_fix_does_not_touch_an_image_that_was_replaced(project):

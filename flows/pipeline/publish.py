@@ -10,6 +10,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.blocks.core import Block
 
 COMPARISON, PARITY, PICTURE = "artifacts/comparison.json", "artifacts/parity.json", "artifacts/comparison.png"
+MONITOR = "artifacts/monitor/report.json"
 
 
 def notify(block: str, subject: str, body: str) -> None:
@@ -27,7 +28,8 @@ def stages(rows: list[dict[str, Any]]) -> None:
 
 def results(workspace: Path) -> None:
     """Publish what is there; a run of a few targets may have made none of it."""
-    for path, key in ((workspace / COMPARISON, "comparison"), (workspace / PARITY, "parity")):
+    tables = {COMPARISON: "comparison", PARITY: "parity", MONITOR: "recent-pictures"}
+    for path, key in ((workspace / name, key) for name, key in tables.items()):
         if path.exists():
             create_table_artifact(as_rows(json.loads(path.read_text("utf-8"))), key=key, description=str(path.name))
     picture = workspace / PICTURE

@@ -48,6 +48,7 @@ def entry_of(recipe: str, *, same_data: bool) -> dict[str, Any]:
         "test_accuracy_high": tested["test_accuracy_high"],
         "test_ece": tested["ece"],
         "num_test_images": tested["num_images"],
+        "before_fixes": tested.get("before_fixes"),  # the score by the test labels before the fix list changed some
         "examples_per_second": trained["examples_per_second"],
         "seconds": trained["seconds"],
         "device": trained["device"],
@@ -126,6 +127,7 @@ def notes(entries: Sequence[Mapping[str, Any]]) -> str:
         "ECE is the calibration error on the test images; 95 % intervals of accuracy by Wilson. Train loss and accuracy are "
         "running averages over the last epoch, as in the book; examples/s is the median epoch's, cropping included (d2l's timer leaves loading out)."
     ]
+    lines += [before_fixes(entry) for entry in entries if entry["before_fixes"]]
     for entry in entries[1:]:
         pair = entry["against_first"]
         lines.append(
@@ -134,6 +136,15 @@ def notes(entries: Sequence[Mapping[str, Any]]) -> str:
             f"{pair['difference_high']:+.3f} (paired; Agresti and Min), exact McNemar p = {pair['p_value']:.2g}."
         )
     return "\n\n".join(lines)
+
+
+def before_fixes(entry: Mapping[str, Any]) -> str:
+    """Say what a recipe's answers score by the test labels as they were."""
+    before = entry["before_fixes"]
+    return (
+        f"**{entry['recipe']} before the fix list**, which changes the label of {before['num_relabelled']} test images: accuracy "
+        f"{_with_interval(before, 'test_accuracy')} on {before['num_images']} images, loss {before['test_loss']:.3f}."
+    )
 
 
 if __name__ == "__main__":

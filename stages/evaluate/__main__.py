@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.evaluate.measure import measure
+from stages.evaluate.measure import measure, measure_before_fixes
 from stages.evaluate.scores import predictions_from
 from stages.evaluate.tables import write_curves, write_predictions
 from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, load_checkpoint
-from stages.shared.dataset import Manifest, load_manifest, load_test_files, load_test_split
+from stages.shared.dataset import Manifest, load_labels_before_fixes, load_manifest, load_test_files, load_test_split
 from stages.shared.files import write_json
 from stages.shared.inference import agreement, fast_predictor, predict_logits
 from stages.shared.memory import with_fitting_batch
@@ -47,6 +47,8 @@ def main(recipe: str = "") -> None:
     predictions = predictions_from(logits, np.asarray(split.labels))
     bins, samples = params.evaluate.calibration_bins, params.evaluate.bootstrap_samples
     metrics = measure(predictions, facts.class_names, bins=bins, samples=samples, seed=params.seed)
+    before = load_labels_before_fixes(artifacts.TEST_SPLIT, len(split))
+    metrics["before_fixes"] = measure_before_fixes(logits, predictions.labels, before)
     folder = artifacts.evaluate_dir(recipe)
     paths = [file.path for file in load_test_files(artifacts.TEST_SPLIT)]
     write_predictions(folder, predictions, softmax(logits), facts.class_names, paths)
@@ -112,6 +114,8 @@ def summary(recipe: str, metrics: Mapping[str, Any]) -> str:
         f"{recipe}: test loss {metrics['test_loss']:.3f}, test accuracy {metrics['test_accuracy']:.3f} "
         f"(95 % {low:.3f} to {high:.3f}) on {metrics['num_images']} images"
     )
+    if before := metrics["before_fixes"]:
+        line += f"; {before['test_accuracy']:.3f} by the {before['num_images']} labels before the fix list"
     if metrics["positive_class"] is None or metrics["roc_auc"] is not None:
         return line
     (only,) = (name for name, scores in metrics["per_class"].items() if scores["num_images"])

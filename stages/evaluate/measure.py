@@ -8,7 +8,8 @@ import numpy as np
 
 from stages.evaluate import scores
 from stages.evaluate.intervals import bootstrap_intervals
-from stages.evaluate.scores import Predictions
+from stages.evaluate.scores import Predictions, predictions_from
+from stages.shared.dataset import NOT_IN_TEST
 from stages.shared.metrics import wilson_interval
 
 
@@ -29,6 +30,26 @@ def measure(
         },
         "positive_class": class_names[scores.POSITIVE] if binary else None,
         "per_class": _per_class(predictions, intervals["f1"], class_names),
+    }
+
+
+def measure_before_fixes(logits: np.ndarray, labels: np.ndarray, before: np.ndarray) -> dict[str, Any] | None:
+    """What the same answers score by the labels (n,) before the fix list; None where it left the test split's as they were.
+
+    Of the images that were in the test split before; the pictures that the list dropped from it are not among them.
+    """
+    known = before != NOT_IN_TEST
+    if (labels == before).all() or not known.any():
+        return None
+    predictions = predictions_from(logits[known], before[known])
+    low, high = wilson_interval(int(predictions.correct.sum()), len(predictions.labels))
+    return {
+        "num_images": len(predictions.labels),
+        "num_relabelled": int((labels != before)[known].sum()),
+        "test_accuracy": float(predictions.correct.mean()),
+        "test_accuracy_low": low,
+        "test_accuracy_high": high,
+        "test_loss": float(predictions.losses.mean()),
     }
 
 

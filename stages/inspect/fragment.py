@@ -1,15 +1,14 @@
 """Show the inspection as a part of the report: pictures in pairs, labels to look at, odd pictures, and a map of all."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 from sklearn.decomposition import PCA
+
+from stages.shared.data_uri import data_uri
 
 SHOWN = 12  # pictures of each kind
 POINTS = 2000  # of the map
@@ -31,9 +30,11 @@ def render(
     names = list(report["balance"])
     return environment.get_template("fragment.html.j2").render(
         report=report,
-        leaks=[(leak, picture(crops[leak["train"]]), picture(crops[leak["test"]])) for leak in report["leaks"][:SHOWN]],
-        issues=[(issue, picture(crops[issue["file"]])) for issue in report["label_issues"][:SHOWN]],
-        odd=[(entry, picture(crops[entry["file"]])) for entry in report["odd"][:SHOWN]],
+        leaks=[
+            (leak, data_uri(crops[leak["train"]]), data_uri(crops[leak["test"]])) for leak in report["leaks"][:SHOWN]
+        ],
+        issues=[(issue, data_uri(crops[issue["file"]])) for issue in report["label_issues"][:SHOWN]],
+        odd=[(entry, data_uri(crops[entry["file"]])) for entry in report["odd"][:SHOWN]],
         points=map_points(features, labels, paths),
         legend={name: COLORS[row % len(COLORS)] for row, name in enumerate(names)} | {"test": TEST_COLOR},
     )
@@ -58,11 +59,3 @@ def map_points(features: np.ndarray, labels: np.ndarray, paths: Sequence[str]) -
         (round(float(places[row, 0]), 1), round(float(places[row, 1]), 1), color, paths[row])
         for row, color in zip(rows, colors, strict=True)
     ]
-
-
-def picture(crop: np.ndarray) -> str:
-    """uint8 (H, W, 3) as a data URI of a small JPEG."""
-    image, file = Image.fromarray(np.asarray(crop)), io.BytesIO()
-    image.thumbnail((192, 192))
-    image.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

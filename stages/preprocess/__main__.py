@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.preprocess.find import find_images
-from stages.preprocess.fixes import apply_fixes, free_moved, read_fixes
+from stages.preprocess.fixes import apply_fixes, free_moved, labels_before_fixes, read_fixes
 from stages.preprocess.labels import read_labels
 from stages.preprocess.report import build_report, check_usable
 from stages.preprocess.shards import QUALITY
@@ -23,7 +23,14 @@ from stages.preprocess.split import split_images
 from stages.preprocess.store import Image, stage_images, write_split
 from stages.shared.artifacts import CACHE, MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.cli import run
-from stages.shared.dataset import Entry, Manifest, TestFile, save_manifest, save_test_files
+from stages.shared.dataset import (
+    Entry,
+    Manifest,
+    TestFile,
+    save_labels_before_fixes,
+    save_manifest,
+    save_test_files,
+)
 from stages.shared.files import path_in_errors, write_json
 from stages.shared.params import Preprocess, load_params
 from stages.shared.source_images import source_images
@@ -51,6 +58,7 @@ def main() -> None:
         write_split(staged, "train", split.train, side, staging / "train")
         write_split(staged, "test", split.test, transform.crop, staging / "test")
         save_test_files(staging / "test", [TestFile(image.source.path, image.sha256) for image in split.test])
+        save_labels_before_fixes(staging / "test", labels_before_fixes(split.test, layout.sources))
         publish(staging / "train", TRAIN_SPLIT)
         publish(staging / "test", TEST_SPLIT)
 

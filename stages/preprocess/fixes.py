@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.preprocess.find import Source
 from stages.preprocess.store import Image
+from stages.shared.dataset import NOT_IN_TEST
 
 KEY = "dataset.fixes"
 NEEDED, ALLOWED = {"file", "sha256", "action"}, {"file", "sha256", "action", "label", "split", "reason"}
@@ -84,6 +86,7 @@ def apply_fixes(
             used.add(source.path)
             counts[fix.action] += 1
             counts["of_test_images"] += source.split == "test"
+            counts["dropped_test_images"] += source.split == "test" and fix.action == "drop"
             if fix.action == "drop":
                 continue
             if fix.action == "relabel":
@@ -91,5 +94,12 @@ def apply_fixes(
             else:
                 source = replace(source, split=fix.split)
         fixed.append(replace(image, source=source))
-    names = ("drop", "relabel", "move", "of_test_images")
+    names = ("drop", "relabel", "move", "of_test_images", "dropped_test_images")
     return fixed, {**{name: counts[name] for name in names}, "not_found": sorted(fixes.keys() - used)}
+
+
+def labels_before_fixes(test: Sequence[Image], sources: Sequence[Source]) -> np.ndarray:
+    """(m,) int64: each test image's label by its folder, NOT_IN_TEST where the list moved it here from the training folders."""
+    folders = {source.path: source for source in sources}
+    found = [folders[image.source.path] for image in test]
+    return np.array([NOT_IN_TEST if source.split == "train" else source.label for source in found], dtype=np.int64)

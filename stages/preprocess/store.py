@@ -18,10 +18,10 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from stages.preprocess.decode import UnusableError, decode, probe
 from stages.preprocess.find import Source, printable
 from stages.preprocess.shards import ShardWriter, encode, take_rows
 from stages.shared.dataset import place
+from stages.shared.decode import UnusableError, decode, probe
 from stages.shared.transforms import resize_center_crop, resize_to
 
 SPLITS = ("train", "test")

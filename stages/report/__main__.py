@@ -35,6 +35,7 @@ def main() -> None:
         is_drawn=params.dataset.source == "synthetic",
         sweeps=read_sweeps(SWEEPS),
         inspection=read_fragment(artifacts.INSPECTION / "fragment.html"),
+        recent=read_fragment(artifacts.MONITOR / "fragment.html"),
         provenance=provenance(runs, params.model_dump(mode="json")),
     )
     write_text(artifacts.REPORT, page)
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def read_fragment(path: Path) -> Markup:
-    """The inspect stage's part of the page, which has escaped its own strings; empty where it was not run."""
+    """A stage's part of the page, which has escaped its own strings; empty where it was not run."""
     return Markup(path.read_text(encoding="utf-8") if path.exists() else "")
 
 

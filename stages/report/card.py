@@ -69,7 +69,7 @@ def _data(
 {num_train} training and {num_test} test images from `{source.get("source", "a source that is not recorded")}`
 (digest of the split `{facts["data_digest"]}`).
 Source weights: `{weights.get("source", "none")}`.
-Fixed by hand before anything was computed: {", ".join(done) or "nothing"}."""
+Fixed by a person's list, `{sidecar.get("params", {}).get("dataset", {}).get("fixes", "fixes.yaml")}`, before anything was computed: {", ".join(done) or "nothing"}."""
 
 
 def _accuracy(metrics_path: Path) -> str:
@@ -88,6 +88,10 @@ def _accuracy(metrics_path: Path) -> str:
         _row("ROC-AUC", metrics, "roc_auc"),
         _row("calibration error (ECE)", metrics, "ece"),
     ]
+    if before := metrics.get("before_fixes"):
+        lines.append(
+            _row(f"accuracy, by the {before['num_images']} test labels before that list", before, "test_accuracy")
+        )
     for name, scores in metrics.get("per_class", {}).items():
         lines += [_row(f"{name}: {score}", scores, score) for score in ("precision", "recall")]
     return "\n".join(line for line in lines if line is not None)

@@ -27,6 +27,9 @@ FEATURES = ROOT / "features"  # train.safetensors: crop, mirror; test.safetensor
 # inspect
 INSPECTION = ROOT / "inspect"  # report.json, folds.npz, and the pictures that the report shows
 
+# monitor
+MONITOR = ROOT / "monitor"  # report.json, and fragment.html, which the report shows
+
 # zero_shot
 ZERO_SHOT = ROOT / "zero_shot" / "metrics.json"
 

@@ -7,6 +7,7 @@ preprocess/
   train/labels.npy  int64 (N,)
   test/pixels.npy   uint8 (M, crop, crop, 3): resized and cropped as the model is fed
   test/labels.npy   int64 (M,): read by evaluation alone, so that nothing is chosen by them
+  test/labels_before_fixes.npy   int64 (M,): the same as the folders have them, without the fix list
   test/files.json   the test rows' source files and digests, in row order
   manifest.json     class names, sizes, and the training rows' source files, labels and digests, in row order
 """
@@ -21,6 +22,8 @@ from tqdm import tqdm
 from stages.shared.encoded import EncodedImages
 from stages.shared.files import read_json, write_json
 from stages.shared.transforms import Transform, resize_center_crop
+
+NOT_IN_TEST = -1  # among the labels before fixes: an image that the fix list moved into the test split
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,20 @@ def load_test_split(folder: Path) -> TestSplit:
         return TestSplit(pixels, labels)
     except ValueError as error:
         raise _rerun(folder, error) from None
+
+
+def save_labels_before_fixes(folder: Path, labels: np.ndarray) -> None:
+    np.save(folder / "labels_before_fixes.npy", labels)
+
+
+def load_labels_before_fixes(folder: Path, num_images: int) -> np.ndarray:
+    """The test labels as the data set's folders have them, int64 (M,), NOT_IN_TEST for an image that was moved here."""
+    labels: np.ndarray = np.array(_load(folder / "labels_before_fixes.npy"))
+    if labels.dtype != np.int64 or labels.shape != (num_images,):
+        raise _rerun(
+            folder, ValueError(f"labels before fixes are {labels.dtype} {labels.shape} of {num_images} images")
+        )
+    return labels
 
 
 def load_test_pixels(folder: Path) -> np.ndarray:

@@ -186,6 +186,10 @@ class Inspect(Section):
     leaks: Literal["drop", "keep"]
 
 
+class Monitor(Section):
+    source: Annotated[str, Field(min_length=1)] | None
+
+
 class Evaluate(Section):
     calibration_bins: Annotated[int, Field(ge=1, le=1000)]
     bootstrap_samples: Annotated[int, Field(ge=10, le=10**6)]
@@ -228,6 +232,7 @@ class Params(Section):
     export: Export
     decision: Decision
     parity: Parity
+    monitor: Monitor
 
     @model_validator(mode="after")
     def exported_recipe_exists(self) -> "Params":

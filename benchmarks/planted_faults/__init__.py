@@ -1,0 +1,1 @@
+"""What the inspect stage finds of faults that were planted into photo sets."""

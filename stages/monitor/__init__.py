@@ -1,0 +1,1 @@
+"""Look at recent pictures: do they differ from what the model was taught?"""

@@ -1,0 +1,52 @@
+"""A two-sample test: were these features drawn from where those were? Kernel distance, and how often chance reaches it.
+
+The squared maximum mean discrepancy (Gretton et al., A Kernel Two-Sample Test, 2012) of two samples, with a Gaussian kernel as
+wide as the median distance; its distribution without any difference is that over random divisions of the pooled sample. So
+at most a share LEVEL of the nights on which nothing changed are false alarms, whatever the features' distribution.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+LEVEL = 0.01  # a false alarm in a hundred nights
+NUM_DIVISIONS = 2000
+
+
+class Comparison(NamedTuple):
+    distance: float  # squared maximum mean discrepancy, 0 to 2
+    usual: float  # a share LEVEL of random divisions is farther apart than this
+    p_value: float
+    witness: np.ndarray  # (m,): how much more each recent image is like the recent ones than like the training images
+
+
+def compare_samples(training: np.ndarray, recent: np.ndarray, seed: int) -> Comparison:
+    """Features (n, d) of training images and (m, d) of recent ones; memory grows with (n + m) squared."""
+    kernel, num = kernel_of(np.concatenate([training, recent])), len(training)
+    is_recent = np.arange(len(kernel)) >= num
+    observed = discrepancies(kernel, is_recent[None])[0]
+    generator = np.random.default_rng(seed)
+    divisions = generator.permuted(np.tile(is_recent, (NUM_DIVISIONS, 1)), axis=1)
+    by_chance = discrepancies(kernel, divisions)
+    return Comparison(
+        distance=float(observed),
+        usual=float(np.quantile(by_chance, 1 - LEVEL)),
+        p_value=float((1 + (by_chance >= observed).sum()) / (1 + NUM_DIVISIONS)),
+        witness=kernel[num:, num:].mean(axis=1) - kernel[num:, :num].mean(axis=1),
+    )
+
+
+def kernel_of(features: np.ndarray) -> np.ndarray:
+    """(n, n) float32: 1 for features of one direction, less the more they differ."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    squared = cdist(unit, unit, "sqeuclidean").astype(np.float32)
+    width = np.median(squared[np.triu_indices(len(squared), 1)]) or 1.0
+    return np.exp(-squared / width)
+
+
+def discrepancies(kernel: np.ndarray, divisions: np.ndarray) -> np.ndarray:
+    """(k,) for boolean divisions (k, n) of the n images: the squared distance between the means of the two parts."""
+    signs = np.where(divisions, 1 / divisions.sum(axis=1, keepdims=True), -1 / (~divisions).sum(axis=1, keepdims=True))
+    signs = signs.astype(np.float32)
+    return np.einsum("kn,kn->k", signs @ kernel, signs)

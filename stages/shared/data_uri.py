@@ -1,0 +1,18 @@
+"""Put a picture into a page: as a data URI, so that the page is one file."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+SIDE = 192  # pixels; no page shows these pictures larger
+QUALITY = 85
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """uint8 (H, W, 3) as a small JPEG."""
+    image, file = Image.fromarray(np.asarray(pixels)), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(file, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
