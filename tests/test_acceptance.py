@@ -28,12 +28,12 @@ def verdicts(step: dict) -> set[str]:
     return {claim["verdict"].split(":")[0] for claim in step["claims"]}
 
 
-def test_the_first_steps_run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    steps = run(monkeypatch, tmp_path, "machine", "capture")
-    assert [step["ended"] for step in steps.values()] == ["finished"] * 2
-    assert verdicts(steps["capture"]) == {"holds"}
+def test_the_first_step_runs_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps = run(monkeypatch, tmp_path, "machine")
+    assert [step["ended"] for step in steps.values()] == ["finished"]
     assert (tmp_path / "out" / "table.md").exists()
-    assert "ten eager steps against ten eager ones, float64" in (tmp_path / "out" / "cpu.md").read_text()
+    for claim in steps["machine"]["claims"]:
+        assert claim["claim"] in (tmp_path / "out" / "cpu.md").read_text()
 
 
 @pytest.mark.slow
@@ -41,6 +41,7 @@ def test_the_dry_run_ends_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     steps = run(monkeypatch, tmp_path, *STEPS)
     assert {name: step["ended"] for name, step in steps.items()} == dict.fromkeys(STEPS, "finished")
     assert all("fails" not in verdicts(step) for step in steps.values())
+    assert verdicts(steps["capture"]) == {"holds"}
     assert verdicts(steps["real"]) == {"not run"}
 
 

@@ -125,7 +125,7 @@ def test_thresholds_say_not_sure_and_unfamiliar_unless_told_to_answer_always(car
     ]
     assert "Not sure" in careful.inner_text("#verdict")
     assert "Most like red" in careful.inner_text("#doubt")
-    assert "familiarity 51.0 %" in careful.inner_text("#facts")
+    assert "familiarity 51.0\u00a0%" in careful.inner_text("#facts")
     careful.check("#always")
     assert [kind for kind, _, _ in cards(careful)] == ["answered"] * 3
     assert "red" in careful.inner_text("#verdict")

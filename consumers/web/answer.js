@@ -4,7 +4,7 @@ import { decide } from "./decision.js";
 const MAX_BARS = 10;
 
 const $ = (id) => document.getElementById(id);
-export const percent = (value) => `${(100 * value).toFixed(1)} %`;
+export const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
 
 let shown = null; // the entry whose picture is drawn
 
