@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from onnx.reference import ReferenceEvaluator
 from PIL import Image, ImageOps
 
@@ -139,6 +140,7 @@ def _reference_evaluator(model_path: Path) -> Iterator[Answer]:
 
 def read_image(path: Path) -> np.ndarray:
     """uint8 (height, width, 3 or 4), upright. Both runtimes get the same, so rarer kinds of file need no more care here."""
+    pillow_heif.register_heif_opener()
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
