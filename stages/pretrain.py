@@ -40,7 +40,8 @@ def main() -> None:
         return
     device = choose_device(params.runtime.device)
     split = draw_split(params.pretrain.num_images, params.dataset.synthetic.side, params.seed)
-    transform = Transform(**params.preprocess.model_dump(exclude={"max_side"}))
+    settings = params.preprocess
+    transform = Transform(settings.resize, settings.crop, settings.mean, settings.std)
     sampling = Sampling(torch.arange(len(split)), params.seed, params.pretrain.epochs, params.pretrain.batch_size)
     execution = Execution(device, choose_precision("auto", device), params.runtime.step)
     model, history = train_source_model(
