@@ -16,7 +16,7 @@ from consumers import predict
 from consumers.server import protocol
 from consumers.server.guard import Guard, refuse
 from consumers.server.limits import RefusedError
-from consumers.server.service import Answers, Service, decode, picture_in, resize
+from consumers.server.service import Answers, Service, decode, picture_in, read_tensor
 
 NAME = "classifier"
 
@@ -108,9 +108,8 @@ def add_protocol(app: FastAPI, service: Service) -> None:
         with service.admission.admit():
             encoding = headers.get("content-encoding", "").lower()
             async with service.admission.body(request.stream(), encoding) as body:
-                length = headers.get("inference-header-content-length")
-                asked = await service.in_thread(protocol.parse, body, length, limits.images, limits.pixels)
-                images = await service.in_thread(resize, asked.images, service.file.current.model.side)
+                length, side = headers.get("inference-header-content-length"), service.file.current.model.side
+                asked, images = await service.in_thread(read_tensor, body, length, limits, side)
                 request.state.noted = {"images": len(images), "bytes": len(body)}
             answers = await service.classify(images)
         return render(asked, answers)

@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from consumers import predict
+from consumers.server import protocol
 from consumers.server.batching import Batcher
 from consumers.server.guard import log
 from consumers.server.limits import Admission, Limits, RefusedError
@@ -83,6 +84,14 @@ def decode(content: bytes, side: int | None) -> np.ndarray:
         return predict.decode(BytesIO(content), side)
     except predict.ImageError as error:
         raise RefusedError(400, f"the picture {error}") from None
+
+
+def read_tensor(
+    body: bytes, header_length: str | None, limits: Limits, side: int | None
+) -> tuple[protocol.Request, list[np.ndarray]]:
+    """What an inference request asks, and its pictures as the model's own files are. Raises ProtocolError."""
+    asked = protocol.parse(body, header_length, limits.images, limits.pixels)
+    return asked, resize(asked.images, side)
 
 
 def resize(images: np.ndarray, side: int | None) -> list[np.ndarray]:
