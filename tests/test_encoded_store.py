@@ -17,7 +17,8 @@ from stages.preprocess import shards
 from stages.preprocess.__main__ import main
 from stages.preprocess.shards import ShardWriter, encode, take_rows
 from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TRAIN_SPLIT
-from stages.shared.dataset import fixed_crops, load_manifest, load_train_split
+from stages.shared.checkpoint import digest
+from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_train_split
 from stages.shared.encoded import EncodedImages
 from stages.shared.image_source import image_source
 from stages.shared.params import load_params
@@ -25,6 +26,7 @@ from stages.shared.sampling import plan_epoch
 from stages.shared.streaming import row_copier, to_device
 from stages.shared.transforms import Transform
 from tests.experiment import ROOT as PROJECT
+from tests.test_training import model_and_head, train
 
 IMAGES = SOURCE_DATASET / "images"
 STORED_AGAIN = {"train/hot/turned.jpg", "train/hot/large.jpg", "train/hot/lossless.png"}
@@ -308,3 +310,20 @@ def test_many_source_files_are_packed_into_one_and_read_as_if_they_were_not(proj
     with pytest.raises(ValueError, match=r"images\.tar: not a whole tar .*; run download again"):
         main()
     assert outputs().keys() == expected.keys()
+
+
+def test_a_training_from_shards_is_bitwise_that_from_canvases_and_resumes(tmp_path):
+    images = store(tmp_path / "shards", [picture(seed, 40, 40) for seed in range(20)], shard_bytes=3000)
+    sizes, labels = np.full((20, 2), 40, np.int32), np.arange(20, dtype=np.int64) % 2
+    digests = []
+    for pixels, resume_path in (
+        (np.stack(images), None),
+        (opened(tmp_path / "shards"), None),
+        (opened(tmp_path / "shards", memory=10**5), tmp_path / "resume.pt"),
+    ):
+        split, (model, head) = TrainSplit(pixels, sizes, labels), model_and_head()
+        if resume_path:
+            train(*model_and_head(), split, epochs=1, mixup=0.2, resume_path=resume_path)
+        train(model, head, split, epochs=2, mixup=0.2, resume_path=resume_path)
+        digests.append(digest(model))
+    assert len(set(digests)) == 1
