@@ -16,7 +16,9 @@ from dvc.repo import Repo
 
 from tests.experiment import ROOT, TINY, dvc, git, make_project, stage
 
-SCRATCH_AND_AFTER = ["train@scratch", "evaluate@scratch", "compare", "select", "export", "check_parity", "report"]
+SCRATCH_AND_AFTER = [
+    "train@scratch", "evaluate@scratch", "compare", "select", "export", "check_parity", "monitor", "report",
+]  # fmt: skip
 
 
 def ran(output: str) -> list[str]:
