@@ -58,6 +58,17 @@ def test_the_score_before_the_fix_list_is_said_where_it_changed_test_labels():
     assert "changes the label of 2 test images: accuracy 0.812 (0.700 to 0.900) on 39 images" in text
 
 
+def test_a_recipe_of_no_epochs_has_dashes_for_what_it_did_not_measure():
+    write_experiment()
+    path = artifacts.train_dir("scratch") / "metrics.json"
+    nothing = {"train_loss": None, "train_accuracy": None, "examples_per_second": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | nothing))
+    path.with_name("history.csv").write_text("epoch,train_loss,train_accuracy,examples_per_second,seconds\n")
+    main()
+    row = artifacts.COMPARISON.with_suffix(".md").read_text().split("**scratch**")[1].split("\n")[0]
+    assert row.count("–") == 5  # loss and accuracy in training and validation, examples a second
+
+
 def test_validation_stands_beside_test_and_is_left_out_where_there_is_none():
     write_experiment()
     path = artifacts.train_dir("finetune") / "metrics.json"

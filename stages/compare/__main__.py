@@ -98,7 +98,7 @@ def _own_row(entry: Mapping[str, Any]) -> list[str]:
         _number(entry["test_loss"]),
         _with_interval(entry, "test_accuracy"),
         _number(entry["test_ece"]),
-        f"{entry['examples_per_second']:.1f}",
+        _number(entry["examples_per_second"], digits=1),
         f"{entry['seconds']:.1f}",
         f"{entry['device']}, {entry['precision']}".replace("|", "/"),
     ]
@@ -110,8 +110,9 @@ def _published_row(row: Mapping[str, Any]) -> list[str]:
     return [row["caption"], *train, "", "", "", _number(row["test_accuracy"]), "", rate, "", row["device"]]
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    """A dash where there is nothing to measure, as the training loss of a recipe of no epochs."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _with_interval(entry: Mapping[str, Any], key: str) -> str:

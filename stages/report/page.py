@@ -18,6 +18,7 @@ def render(*, comparison: Sequence[Mapping[str, Any]], **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": cell, "exact": exact, "verdict": verdict, "along": along, "points": points}
+    environment.filters["decimals"] = decimals
     template = environment.get_template("template.html.j2")
     validated = any(entry.get("validation_loss") is not None for entry in comparison)
     return template.render(content, comparison=comparison, validated=validated, scale=lowest_tenth(comparison))
@@ -37,6 +38,11 @@ def exact(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def decimals(value: float | None, digits: int) -> str:
+    """A number of so many decimals; a dash where nothing was measured, as the training loss of a recipe of no epochs."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def verdict(value: Any) -> str:

@@ -19,7 +19,8 @@ def summarize(runs: Sequence[Run], parity: Path) -> dict[str, dict[str, float]]:
     for run in runs:
         scores = {key: run.trained.get(key) for key in VALIDATION}
         scores |= {key: run.tested.get(name) for key, name in TEST.items()}
-        scores["examples_per_second"] = round(run.trained["examples_per_second"], 1)
+        speed = run.trained["examples_per_second"]
+        scores["examples_per_second"] = None if speed is None else round(speed, 1)
         summary[run.recipe] = {key: value for key, value in scores.items() if value is not None}
     verdicts = Counter(str(row["verdict"]).partition(":")[0].replace(" ", "_") for row in rows)
     return summary | {"parity": {verdict: verdicts[verdict] for verdict in ("passed", "failed", "not_run")}}
