@@ -92,8 +92,10 @@ def make_project(folder: Path, source: Path, form: str) -> None:
     """A git and DVC project with the checkout's code, whose source is `source` and whose store is `form`."""
     folder.mkdir(parents=True)
     for name in CODE:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc")
     values = YAML(typ="safe").load(ROOT / "params.yaml")
