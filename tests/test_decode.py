@@ -1,6 +1,7 @@
 """Every mode becomes upright 8-bit RGB; what cannot, is refused with the file and the reason named."""
 
 import struct
+import sys
 import warnings
 import zlib
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from stages.shared import decode as module
-from stages.shared.decode import MAX_PIXELS, UnusableError, decode, probe
+from stages.shared.decode import FORMATS, MAX_PIXELS, UnusableError, decode, formats, probe
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -340,3 +341,14 @@ def test_every_size_and_mode_gives_its_own_size_in_rgb(tmp_path_factory, height,
     decoded = decode(path)
     assert (decoded.pixels.shape, decoded.pixels.dtype, decoded.mode) == ((height, width, 3), np.uint8, mode)
     assert probe(path) == max(height, width)
+
+
+def test_without_pillow_heif_everything_else_is_read(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    formats.cache_clear()
+    try:
+        Image.new("RGB", (4, 3), "red").save(tmp_path / "red.png")
+        assert decode(tmp_path / "red.png").pixels.shape == (3, 4, 3)
+        assert formats() == tuple(name for name in FORMATS if name != "HEIF")
+    finally:
+        formats.cache_clear()

@@ -7,13 +7,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pillow_heif
 from onnx.reference import ReferenceEvaluator
 from PIL import Image, ImageOps
 
@@ -140,7 +139,10 @@ def _reference_evaluator(model_path: Path) -> Iterator[Answer]:
 
 def read_image(path: Path) -> np.ndarray:
     """uint8 (height, width, 3 or 4), upright. Both runtimes get the same, so rarer kinds of file need no more care here."""
-    pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 # No other decoder of Pillow's sees a stranger's bytes.
@@ -90,7 +89,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise _too_large(path, "by its header") from None
     except UnidentifiedImageError:
         kind = "corrupt" if EXTENSIONS.fullmatch(path.suffix) else "not_image"
-        raise UnusableError(kind, f"{path}: content is none of {', '.join(FORMATS)}; replace or delete it") from None
+        raise UnusableError(kind, f"{path}: content is none of {', '.join(formats())}; replace or delete it") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, MemoryError, …
         reason = str(error) or type(error).__name__
         raise UnusableError("corrupt", f"{path}: cannot be decoded: {reason:.200}; replace or delete it") from None
@@ -98,7 +97,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """FORMATS, once Pillow knows them all: HEIF, which phones write, is a decoder of pillow-heif's."""
+    """FORMATS, once Pillow knows them all: HEIF, which phones write, is a decoder of pillow-heif's, which a bare machine lacks."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return tuple(name for name in FORMATS if name != "HEIF")
     pillow_heif.register_heif_opener()
     return FORMATS
 
