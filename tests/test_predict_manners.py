@@ -1,5 +1,6 @@
 """predict.py as a program among others: its streams, its lists, what it finds in folders, and when it had better not answer."""
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, features
 
 from consumers import predict
+from stages.shared.transforms import resize_to
 from tests.exported_project import ROOT
 from tests.tiny_model import CLASSES, write_tiny_model
 
@@ -304,6 +306,15 @@ def test_images_are_resized_by_pillow_where_the_model_names_its_resize(
     model = predict.load_model(tmp_path / "m.onnx", "cpu")
     list(predict.classify(model, predict.find_images([str(photos)]), 16))
     assert shapes == [(24, 24, 3)] * 3
+
+
+@pytest.mark.parametrize("size", [(149, 224), (224, 149), (168, 224), (40, 300)])
+def test_tall_and_wide_pictures_are_resized_as_in_training(size: tuple[int, int]) -> None:
+    picture = io.BytesIO()
+    Image.effect_noise(size, 50).convert("RGB").save(picture, "PNG")
+    ours, trained = predict.decode(picture, 128), resize_to(predict.decode(picture), 128, 128)
+    differing = (ours != trained).any(-1).mean()
+    assert differing < 0.05  # the order of the axes alone moves a fourth
 
 
 def test_decoding_runs_no_further_ahead_than_two_batches(

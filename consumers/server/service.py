@@ -98,9 +98,8 @@ def resize(images: np.ndarray, side: int | None) -> list[np.ndarray]:
     """uint8 (batch, height, width, 3 or 4) as the model's own files are: on white, and at the side that it resizes to."""
     if side is None or images.shape[1:] == (side, side, 3):
         return list(images)
-    square = (side, side)
     rgb = (predict.to_rgb(Image.fromarray(np.ascontiguousarray(image))) for image in images)
-    return [np.asarray(image.resize(square, Image.Resampling.BILINEAR)) for image in rgb]
+    return [np.asarray(predict.resize(image, side)) for image in rgb]
 
 
 async def picture_in(request: Request, body: bytes) -> bytes:

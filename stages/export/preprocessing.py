@@ -7,7 +7,8 @@ Here each axis is a product with a matrix of triangle weights. Pixel i of `size`
 
     max(0, 2 * max(size, resize) - |(2i + 1) * resize - (2o + 1) * size|)
 
-is exact, in whatever precision a runtime multiplies afterwards. Width first, then height, each rounded, as Pillow does.
+is exact, in whatever precision a runtime multiplies afterwards. Width first, then height, each rounded, as torch does and Pillow did
+before 13, which takes the height first where a picture is tall.
 Only the rows and columns of the central crop are computed. The positions i are a running sum of ones: arithmetic on the
 image's shape would run on the CPU under CUDA.
 """
