@@ -42,6 +42,7 @@ def test_a_process_tells_its_device_to_the_group(monkeypatch, kind, expected):
     """NCCL would guess it from the rank otherwise, which is another device's where a host has several groups."""
     told = []
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(
         distributed.dist, "init_process_group", lambda backend, device_id: told.append((backend, device_id))
@@ -50,3 +51,11 @@ def test_a_process_tells_its_device_to_the_group(monkeypatch, kind, expected):
     with process_group(torch.device(kind)) as device:
         assert device == (expected[1] or torch.device("cpu"))
     assert told == [expected]
+
+
+def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    needs = "process 1 of this machine needs a CUDA device of its own; it has 1"
+    with pytest.raises(ValueError, match=needs), process_group(torch.device("cuda")):
+        pass

@@ -186,6 +186,7 @@ def test_a_disk_that_fills_up_under_dvc_loses_nothing(small_disk: Path, nursery:
             pass
     os.truncate(filler, filler.stat().st_size - 500_000)
     project.journal.unlink(missing_ok=True)
+    (project.root / ".dvc" / "config.local").write_text("[cache]\n    type = copy\n")  # links would take no room
     code = project.repro("download@dataset")
     assert code == 255
     assert "No space left on device" in project.output()

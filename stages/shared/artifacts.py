@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 ROOT = Path("artifacts")
-CACHE = Path(
-    ".cache"
-)  # partial downloads, resume files, compiled kernels: outside every out, because DVC clears outs before a run
+# Partial downloads, resume files, compiled kernels: outside every out, because DVC clears outs before a run.
+CACHE = Path(".cache")
 
 # download
 SOURCE_DATASET = ROOT / "download" / "dataset"  # images/, source.json
