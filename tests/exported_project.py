@@ -43,7 +43,7 @@ def exported_project() -> Path:
                 "model.architecture": ARCHITECTURE,
                 "preprocess.resize": RESIZE,
                 "preprocess.crop": CROP,
-                "parity.fp16": 0.01,
+                "parity.fp16": 0.02,
                 "parity.int8": 2.0,  # random features are rougher than trained ones
                 "parity.probability": 0.02,  # and a pixel that is one level off moves them more
                 "export.max_accuracy_drop": 0.3,

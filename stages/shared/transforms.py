@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 SCALE = (0.08, 1.0)  # of the image's area, torchvision's default
 RATIO = (3 / 4, 4 / 3)  # width / height
@@ -38,11 +39,13 @@ class Transform:
 
 
 def resize_center_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
-    """The test transform, Resize([resize, resize]) (a squash, not Resize(resize)) and CenterCrop(crop).
+    """The test transform, Resize([resize, resize]) (a squash, not Resize(resize)) and CenterCrop(crop), as torchvision has it for
+    Pillow's images: the consumers resize by Pillow too, and torch's own rounds one in fifty pixels the other way.
 
     `image` is uint8 (height, width, 3); returns uint8 (crop, crop, 3).
     """
-    resized = resize_to(image, resize, resize)
+    across = Image.fromarray(image).resize((resize, len(image)), Image.Resampling.BILINEAR)
+    resized = np.asarray(across.resize((resize, resize), Image.Resampling.BILINEAR))  # in one call its order would vary
     start = round((resize - crop) / 2)
     return np.ascontiguousarray(resized[start : start + crop, start : start + crop])
 
