@@ -1,1 +1,1 @@
-"""What the inspect stage finds of faults that were planted into photo sets."""
+"""Plant faults into photo sets, and count which of them the inspect stage finds."""

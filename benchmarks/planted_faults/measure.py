@@ -18,7 +18,7 @@ DROPPED = -1  # instead of a label
 
 
 def found_labels(report: Mapping[str, Any], planted: Planted) -> dict[str, int]:
-    """How many of the flipped labels are flagged, and how many flags there are. Flags of odd pictures are held for right."""
+    """Count the flipped labels that are flagged, and all flags. Flags of odd pictures are held for right."""
     flagged = {issue["file"]: issue["proposed"] for issue in report["label_issues"] if issue["file"] not in planted.odd}
     found = planted.flipped.keys() & flagged.keys()
     return {

@@ -17,7 +17,7 @@ Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 @dataclass(frozen=True)
 class Planted:
-    """What was planted, by the files' names in the set, `train/CLASS/NAME`."""
+    """The planted faults, by the files' names in the set, `train/CLASS/NAME`."""
 
     flipped: Mapping[str, str]  # file -> the true class
     leaks: Mapping[str, tuple[str, str]]  # training file -> the test file that it shows, and how it was changed

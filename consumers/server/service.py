@@ -89,7 +89,7 @@ def decode(content: bytes, side: int | None) -> np.ndarray:
 def read_tensor(
     body: bytes, header_length: str | None, limits: Limits, side: int | None
 ) -> tuple[protocol.Request, list[np.ndarray]]:
-    """What an inference request asks, and its pictures as the model's own files are. Raises ProtocolError."""
+    """An inference request, and its pictures resized as predict.py does. Raises ProtocolError."""
     asked = protocol.parse(body, header_length, limits.images, limits.pixels)
     return asked, resize(asked.images, side)
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from stages.check_parity import sessions
 from stages.check_parity.judge import FAILED, PASSED, Claim, Row, attempt, not_run, unreadable
 from stages.check_parity.logits import Models
 from stages.check_parity.subjects import Subjects
+from stages.shared.decode import formats
 from stages.shared.shipped_files import FAMILIARITY, MODEL, PROBABILITIES
 
 # uint8 (1, height, width, 3 or 4) -> probabilities (1, classes) and familiarity (1,)
@@ -139,11 +140,7 @@ def _reference_evaluator(model_path: Path) -> Iterator[Answer]:
 
 def read_image(path: Path) -> np.ndarray:
     """uint8 (height, width, 3 or 4), upright. Both runtimes get the same, so rarer kinds of file need no more care here."""
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    with Image.open(path) as image:
+    with Image.open(path, formats=formats()) as image:
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
 

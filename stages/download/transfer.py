@@ -74,9 +74,8 @@ def _start(response: Any, part: Path, url: str) -> dict[str, Any]:
 
 def _validator(response: Any) -> str | None:
     etag = response.headers.get("ETag", "")
-    return (
-        etag if etag.startswith('"') else response.headers.get("Last-Modified")
-    )  # a weak ETag does not vouch for bytes
+    # A weak ETag does not vouch for bytes.
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
 def _range_headers(part: Path, notes: dict[str, Any] | None) -> dict[str, str]:

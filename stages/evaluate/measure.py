@@ -34,7 +34,7 @@ def measure(
 
 
 def measure_before_fixes(logits: np.ndarray, labels: np.ndarray, before: np.ndarray) -> dict[str, Any] | None:
-    """What the same answers score by the labels (n,) before the fix list; None where it left the test split's as they were.
+    """Score the same answers by the labels (n,) before the fix list; None where it left the test split's as they were.
 
     Of the images that were in the test split before; the pictures that the list dropped from it are not among them.
     """

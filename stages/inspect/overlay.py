@@ -30,7 +30,7 @@ def lay(
 
 
 def agreement_all_over(structure: np.ndarray, pairs: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """How well each pair agrees (p,) in the worse parts of its overlap, when laid at `places`: the lower quartile over its tiles.
+    """The agreement of each pair (p,) in the worse parts of its overlap, when laid at `places`: the lower quartile over its tiles.
 
     A tile scores 1 where both are the same or both are flat, 0 where they have nothing in common.
     """
@@ -85,10 +85,8 @@ def _overlap(whole: torch.Tensor, other: torch.Tensor, place: np.ndarray) -> tup
     side, (down, across, top, left) = len(whole), place.tolist()
     stretched = _stretched(other[None], down, across)[0]
     height, width = stretched.shape
-    y, x = (
-        int(top) - (height - _middle(side)) // 2,
-        int(left) - (width - _middle(side)) // 2,
-    )  # of its corner in `whole`
+    # The corner of the stretched image, in `whole`.
+    y, x = int(top) - (height - _middle(side)) // 2, int(left) - (width - _middle(side)) // 2
     top, left, bottom, right = max(0, y), max(0, x), min(side, y + height), min(side, x + width)
     return whole[top:bottom, left:right], stretched[top - y : bottom - y, left - x : right - x]
 

@@ -67,7 +67,7 @@ def compare(source: Path, architecture: str, weights: Path, device: str) -> tupl
 
 
 def read_pictures(source: Path, transform: Transform) -> tuple[list[str], np.ndarray, list[str]]:
-    """Names and crops uint8 (n, crop, crop, 3) of the folder's pictures, and which files are none and why; of many a sample."""
+    """Names and crops uint8 (n, crop, crop, 3) of the folder's pictures, and the files that could not be read, with the reason; of many files a sample."""
     if not source.is_dir():
         raise ValueError(f"monitor.source: {source}: no such folder; name one with recent pictures, or null")
     paths = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
@@ -92,7 +92,7 @@ def sample(values: Any, most: int) -> Any:
 
 
 def answers_to(crops: np.ndarray, manifest: Manifest) -> dict[str, Any]:
-    """What the exported model says: how familiar the pictures are, and the share of each class among its answers."""
+    """The exported model's answers: how familiar the pictures are, and the share of each class."""
     session = onnxruntime.InferenceSession(str(artifacts.ROOT / ON_CROPS.path), providers=["CPUExecutionProvider"])
     thresholds = json.loads(session.get_modelmeta().custom_metadata_map["thresholds"])
     name, outputs = session.get_inputs()[0].name, [PROBABILITIES, FAMILIARITY]

@@ -24,9 +24,8 @@ class Source:
 @dataclass(frozen=True)
 class Layout:
     class_names: tuple[str, ...]  # sorted
-    folders: dict[
-        str | None, tuple[Path, ...]
-    ]  # of train and test, or of None where the source does not say; none of a CSV's
+    # Of train and test, or of None where the source does not say; none of a CSV's.
+    folders: dict[str | None, tuple[Path, ...]]
     sources: tuple[Source, ...]  # sorted by path
     ignored: tuple[str, ...]  # folders and files that belong to no class
     remarks: tuple[str, ...]  # what a person should know of how the source was read

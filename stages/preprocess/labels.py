@@ -87,7 +87,7 @@ def _folder_of(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def _lies_in(images_dir: Path, name: str) -> bool:
-    return not name.startswith(("/", "..")) and (images_dir / name).is_file()
+    return not name.startswith(("/", "../")) and (images_dir / name).is_file()
 
 
 def _repeated(rows: Sequence[Row], names: dict[int, str]) -> list[Row]:
@@ -122,7 +122,7 @@ def _refuse(path: Path, rows: Sequence[Row], problem: str, advice: str) -> None:
     if rows:
         named = ", ".join(f"line {row.line} ({row.file or 'empty'})" for row in rows[:MAX_NAMED])
         rest = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
-        raise ValueError(f"{KEY}: {path}: {len(rows)} rows {problem}: {named}{rest}; {advice}")
+        raise ValueError(f"{KEY}: {path}: rows {problem}: {named}{rest}; {advice}")
 
 
 def _unlisted(images_dir: Path, known: Iterable[Path]) -> tuple[str, ...]:

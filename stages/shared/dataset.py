@@ -28,9 +28,8 @@ NOT_IN_TEST = -1  # among the labels before fixes: an image that the fix list mo
 
 @dataclass(frozen=True)
 class TrainSplit:
-    pixels: (
-        np.ndarray | EncodedImages
-    )  # pixels[row] is uint8 (S, S, 3), image top-left, zeros elsewhere; or just the image
+    # pixels[row] is uint8 (S, S, 3), image top-left, zeros elsewhere; or, encoded, just the image
+    pixels: np.ndarray | EncodedImages
     sizes: np.ndarray  # (N, 2) int32: height, width
     labels: np.ndarray  # (N,) int64
 

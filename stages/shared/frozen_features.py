@@ -1,4 +1,4 @@
-"""Compute what the frozen source network makes of images: the input of its head, by which images are compared and judged."""
+"""Compute the frozen source network's features of images, the input of its head, by which images are compared and judged."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -42,9 +42,8 @@ def image_source(
     batch is copied by `fetch`, which is given its draws on the host: reading them back from the device would wait for the step
     before. A batch needs at most `num_rows` images; `compiled` needs a C compiler.
     """
-    scale_and_shift = rescaling(
-        transform.mean, transform.std, device
-    )  # made once: a captured step may not copy from the host
+    # Made once: a captured step may not copy from the host.
+    scale_and_shift = rescaling(transform.mean, transform.std, device)
     if device.type == "cpu":
         crops = crop_on_all_threads(pixels, transform.crop)
         return lambda _: None, augmented(lambda draws: rescale(crops(draws), *scale_and_shift, dtype), scale_and_shift)

@@ -60,9 +60,8 @@ def row_copier(host: np.ndarray | EncodedImages) -> Callable[[np.ndarray, np.nda
                 return
             for row, canvas in zip(index[rows].tolist(), buffer[: len(index)][rows], strict=True):
                 image = host[row]
-                canvas[: image.shape[0], : image.shape[1]] = (
-                    image  # what an earlier one left lies outside of every crop
-                )
+                # What an earlier image left on the canvas lies outside of every crop.
+                canvas[: image.shape[0], : image.shape[1]] = image
 
         list(pool.map(share, range(num_threads)))
 

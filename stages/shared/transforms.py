@@ -39,10 +39,9 @@ class Transform:
 
 
 def resize_center_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
-    """The test transform, Resize([resize, resize]) (a squash, not Resize(resize)) and CenterCrop(crop), as torchvision has it for
-    Pillow's images: the consumers resize by Pillow too, and torch's own rounds one in fifty pixels the other way.
+    """The test transform, Resize([resize, resize]) (a squash, not Resize(resize)) and CenterCrop(crop), of a Pillow image.
 
-    `image` is uint8 (height, width, 3); returns uint8 (crop, crop, 3).
+    By Pillow, as the consumers do: torch's own resize rounds about one pixel in fifty the other way. `image` is uint8 (height, width, 3); returns uint8 (crop, crop, 3).
     """
     across = Image.fromarray(image).resize((resize, len(image)), Image.Resampling.BILINEAR)
     resized = np.asarray(across.resize((resize, resize), Image.Resampling.BILINEAR))  # in one call its order would vary
