@@ -67,7 +67,7 @@ def prepare(
 def _step(
     split: TrainSplit,
     crop: int,
-    images: Callable[[Draws], torch.Tensor],
+    cut: Callable[[Draws], torch.Tensor],
     totals: Totals,
     device: torch.device,
     precision: torch.dtype,
@@ -80,7 +80,7 @@ def _step(
     labels = torch.from_numpy(split.labels).to(device)
     forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
     autocast = precision == torch.bfloat16
-    step = training_step(forward, optimizer, images, labels, totals, FINETUNE, len(labels), autocast)
+    step = training_step(forward, optimizer, cut, labels, totals, FINETUNE, len(labels), autocast)
     if device.type == "cuda":
         return captured(step, [*model.parameters(), *model.buffers(), *totals.tensors()], device)
     return step

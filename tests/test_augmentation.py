@@ -58,18 +58,18 @@ def test_jitter_is_torchvisions_on_each_channel(factors):
 def test_mixed_images_are_sums_of_two_crops():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 40, 3), dtype=np.uint8)
     draws = plan_epoch(SIZES, CHOSEN, 0, 1, Augmentation(mixup=0.4)).each(lambda part: part[:6])
-    _, images = image_source(pixels, TRANSFORM, 12, torch.float32, CPU)
+    _, cut = image_source(pixels, TRANSFORM, 12, torch.float32, CPU)
 
-    def cut(index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+    def exact(index: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
         crops = crop_each(torch.from_numpy(pixels), index, boxes, flips, 24)
         return normalize(crops, TRANSFORM.mean, TRANSFORM.std, torch.float32)
 
     share = draws.share[:, None, None, None]
     own, other = (
-        cut(draws.index, draws.boxes, draws.flips),
-        cut(draws.other_index, draws.other_boxes, draws.other_flips),
+        exact(draws.index, draws.boxes, draws.flips),
+        exact(draws.other_index, draws.other_boxes, draws.other_flips),
     )
-    mixed = images(draws)
+    mixed = cut(draws)
     assert torch.allclose(mixed, share * own + (1 - share) * other, atol=1e-5)
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 

@@ -105,12 +105,12 @@ def test_training_gives_the_losses_of_the_cpu(split: TrainSplit, device: torch.d
 
 def epoch_images(split: TrainSplit, device: torch.device, compiled: bool) -> list[torch.Tensor]:
     plan = plan_epoch(torch.from_numpy(np.array(split.sizes)), torch.arange(len(split)), 0, 1)
-    fetch, images = source.image_source(split.pixels, TRANSFORM, BATCH, torch.float32, device, compiled)
-    cut = []
+    fetch, cut = source.image_source(split.pixels, TRANSFORM, BATCH, torch.float32, device, compiled)
+    images = []
     for on_host in batches(plan, BATCH):
         fetch(on_host)
-        cut.append(images(on_host.each(lambda part: part.to(device))).cpu())
-    return cut
+        images.append(cut(on_host.each(lambda part: part.to(device))).cpu())
+    return images
 
 
 @pytest.mark.parametrize("compiled", [True, False])

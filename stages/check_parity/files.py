@@ -74,7 +74,7 @@ def read_whole(path: Path, expected_sha256: str | None) -> ModelProto:
 
 
 def metadata_problems(model: ModelProto, facts: Facts, weights_digest: str) -> list[str]:
-    """Where the file's metadata do not describe this checkpoint."""
+    """The fields of the file's metadata that do not describe this checkpoint."""
     metadata = {item.key: item.value for item in model.metadata_props}
     expected = {"weights_digest": weights_digest, "data_digest": facts.data_digest}
     problems = []
@@ -96,7 +96,7 @@ def metadata_problems(model: ModelProto, facts: Facts, weights_digest: str) -> l
 
 
 def transform_problems(model: ModelProto, transform: Transform, takes: str) -> list[str]:
-    """Where the constants of the test transform in the graph are not the checkpoint's. What it computes is judged by rows on images."""
+    """The constants of the test transform in the graph that are not the checkpoint's. What it computes is judged by rows on images."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     missing = [name for name in TRANSFORM[takes] if name not in constants]
     if missing:

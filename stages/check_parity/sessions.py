@@ -37,7 +37,7 @@ def count_devices() -> tuple[int, str]:
 
 
 def provider_error(provider: str) -> str:
-    """Why ONNX Runtime's `provider` (cuda, tensorrt) cannot be loaded; empty when it can. Names the missing library."""
+    """The reason that ONNX Runtime's `provider` (cuda, tensorrt) cannot be loaded for, the missing library named; empty when it can."""
     if not (PROVIDERS_DIR / f"libonnxruntime_providers_{provider}.so").is_file():
         return f"this onnxruntime ({onnxruntime.__version__}) was built without the {provider} provider; install onnxruntime-gpu[cuda,cudnn]"
     try:

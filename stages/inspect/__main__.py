@@ -72,7 +72,7 @@ def main(*words: str) -> None:
 
 
 def read_words(words: Sequence[str]) -> Path | None:
-    """Where to write proposals: `--write PATH` alone is known."""
+    """Path to write proposals to: `--write PATH` alone is known."""
     if not words:
         return None
     if len(words) != 2 or words[0] != "--write":

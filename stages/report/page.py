@@ -59,7 +59,7 @@ def points(difference: float) -> str:
 
 
 def along(value: float, low: float) -> float:
-    """Where `value` lies between `low` and 1, in percent."""
+    """Position of `value` between `low` and 1, in percent."""
     return round(100 * (value - low) / (1 - low), 2)
 
 

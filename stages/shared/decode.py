@@ -32,7 +32,7 @@ UPRIGHT = {
 
 
 class UnusableError(ValueError):
-    """Why a file cannot serve as an image; `kind` is `not_image`, `too_large` or `corrupt`."""
+    """A file that cannot serve as an image; `kind` is `not_image`, `too_large` or `corrupt`."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

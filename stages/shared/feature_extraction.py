@@ -31,7 +31,7 @@ def compute_features(
     model.to(device, execution.dtype).to(memory_format=torch.channels_last)
     train_mode(model)
     rows = min(batch_size, len(pixels))
-    fetch, images = image_source(pixels, transform, rows, execution.dtype, device, compiled=False)
+    fetch, cut = image_source(pixels, transform, rows, execution.dtype, device, compiled=False)
     index = torch.arange(len(pixels))
     whole = torch.tensor([0, 0, crop, crop]).expand(len(index), 4)
     seen: list[torch.Tensor] = []
@@ -39,6 +39,6 @@ def compute_features(
     for batch in batches(Draws(index, whole, torch.full_like(index, mirrored, dtype=torch.bool)), batch_size):
         fetch(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=execution.autocast):
-            model(images(batch.each(lambda part: part.to(device))))
+            model(cut(batch.each(lambda part: part.to(device))))
     hook.remove()
     return torch.cat(seen)

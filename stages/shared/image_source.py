@@ -24,7 +24,7 @@ from stages.shared.transforms import (
 )
 
 Fetch = Callable[[Draws], None]
-Images = Callable[[Draws], torch.Tensor]
+Cut = Callable[[Draws], torch.Tensor]
 
 
 def image_source(
@@ -34,10 +34,10 @@ def image_source(
     dtype: torch.dtype,
     device: torch.device,
     compiled: bool = True,
-) -> tuple[Fetch, Images]:
-    """Two functions that give a step its images, from uint8 (N, side, side, 3) pixels or encoded ones: `fetch(draws)` before it, `images(draws)` in it.
+) -> tuple[Fetch, Cut]:
+    """Two functions that give a step its images, from uint8 (N, side, side, 3) pixels or encoded ones: `fetch(draws)` before it, `cut(draws)` in it.
 
-    `images` returns normalised (b, 3, crop, crop), channels last, mixed and jittered where the draws say so. On a CPU it reads
+    `cut` returns normalised (b, 3, crop, crop), channels last, mixed and jittered where the draws say so. On a CPU it reads
     the memory map; on CUDA the pixels are copied to the device once, or, where they take more than half of its free memory, each
     batch is copied by `fetch`, which is given its draws on the host: reading them back from the device would wait for the step
     before. A batch needs at most `num_rows` images; `compiled` needs a C compiler.
@@ -48,11 +48,11 @@ def image_source(
         crops = crop_on_all_threads(pixels, transform.crop)
         return lambda _: None, augmented(lambda draws: rescale(crops(draws), *scale_and_shift, dtype), scale_and_shift)
 
-    cut = crop_on_device(max(pixels.shape[1:3]), transform.crop, scale_and_shift, dtype, compiled)
+    crop_rows = crop_on_device(max(pixels.shape[1:3]), transform.crop, scale_and_shift, dtype, compiled)
     free = torch.cuda.mem_get_info(device)[0]
     if pixels.nbytes <= free // 2:
         resident = to_device(pixels, device)
-        return lambda _: None, augmented(lambda draws: cut(resident, draws.index, draws), scale_and_shift)
+        return lambda _: None, augmented(lambda draws: crop_rows(resident, draws.index, draws), scale_and_shift)
 
     print(
         f"streaming: {pixels.nbytes / 2**30:.1f} GiB of pixels, {free / 2**30:.1f} GiB free on {device}; each batch is copied",
@@ -61,15 +61,15 @@ def image_source(
     fetch, block = stream_batches(pixels, num_rows, device)
     position = torch.arange(num_rows, device=device)
     return lambda draws: fetch(draws.to_cut().index), augmented(
-        lambda draws: cut(block, position[: len(draws.index)], draws), scale_and_shift
+        lambda draws: crop_rows(block, position[: len(draws.index)], draws), scale_and_shift
     )
 
 
-def augmented(images: Images, scale_and_shift: tuple[torch.Tensor, torch.Tensor]) -> Images:
-    """`images`, mixed two by two and their colours changed where the draws say so."""
+def augmented(cut: Cut, scale_and_shift: tuple[torch.Tensor, torch.Tensor]) -> Cut:
+    """`cut`, its images mixed two by two and their colours changed where the draws say so."""
 
     def changed(draws: Draws) -> torch.Tensor:
-        result = images(draws.to_cut())
+        result = cut(draws.to_cut())
         if draws.share is not None:
             own, other = result.chunk(2)
             result = torch.lerp(other, own, draws.share.to(own.dtype)[:, None, None, None])
@@ -80,7 +80,7 @@ def augmented(images: Images, scale_and_shift: tuple[torch.Tensor, torch.Tensor]
     return changed
 
 
-def crop_on_all_threads(pixels: ImageRows, crop: int) -> Images:
+def crop_on_all_threads(pixels: ImageRows, crop: int) -> Cut:
     """`crop_each`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(num_threads)

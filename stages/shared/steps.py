@@ -89,14 +89,14 @@ class OwnGradients:
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: Callable[[Draws], torch.Tensor],
+    cut: Callable[[Draws], torch.Tensor],
     labels: torch.Tensor,
     totals: Totals,
     optimization: Optimization,
     full_batch: int,
     autocast: bool,
 ) -> Step:
-    """A step on device tensors; `labels` int64 (N,) of the whole split.
+    """A step on device tensors: `cut` makes a batch's images, `labels` int64 (N,) are the whole split's.
 
     Of a mean, every image weighs 1/`full_batch`, in the last batch of an epoch too, which may be smaller.
     """
@@ -113,9 +113,9 @@ def training_step(
         if len(draws.index) or meets_others:
             if autocast:
                 with torch.autocast(draws.index.device.type, torch.bfloat16):
-                    logits = model(images(draws))
+                    logits = model(cut(draws))
             else:
-                logits = model(images(draws))
+                logits = model(cut(draws))
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = summed_loss(logits, draws)
             (loss / full_batch if optimization.loss == "mean" else loss).backward()

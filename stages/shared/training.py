@@ -114,11 +114,11 @@ def make_run(
         # On CUDA straight to what autocast makes of it, which is half the traffic.
         fed = torch.bfloat16 if execution.autocast and device.type == "cuda" else execution.dtype
         rows = sampling.full_batch * (2 if sampling.augmentation and sampling.augmentation.mixup else 1)
-        fetch, images = image_source(split.pixels, transform, rows, fed, device, compiled=how != "eager")
+        fetch, cut = image_source(split.pixels, transform, rows, fed, device, compiled=how != "eager")
     else:
-        fetch, images = lambda _: None, lambda draws: features[draws.index]
+        fetch, cut = lambda _: None, lambda draws: features[draws.index]
     labels = torch.from_numpy(np.ascontiguousarray(split.labels)).to(device)
-    make = partial(training_step, optimizer=optimizer, images=images, labels=labels, totals=totals)
+    make = partial(training_step, optimizer=optimizer, cut=cut, labels=labels, totals=totals)
     make = partial(make, optimization=optimization, full_batch=sampling.full_batch, autocast=execution.autocast)
     eager = make(model)
     step = make(torch.compile(model)) if how == "compile" else eager
