@@ -74,8 +74,8 @@ def compare(task: Task, seeds: int, device: torch.device) -> dict[str, Any]:
 
 
 def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
-    mean = statistics.mean(values)
     """The mean with its 95 % interval by Student's t."""
+    mean = statistics.mean(values)
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
 

@@ -37,6 +37,7 @@ def test_the_first_step_runs_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2700)  # six minutes on two cores that have nothing else to do
 def test_the_dry_run_ends_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = run(monkeypatch, tmp_path, *STEPS)
     assert {name: step["ended"] for name, step in steps.items()} == dict.fromkeys(STEPS, "finished")

@@ -63,6 +63,10 @@ def test_too_many_words_are_a_usage_and_no_traceback() -> None:
             PermissionError(errno.EACCES, "Permission denied", "artifacts"),
             "error: artifacts: Permission denied; make room or mend the permissions, then run again",
         ),
+        (
+            FileNotFoundError("No such file or directory: a.safetensors"),  # safetensors' way
+            "error: No such file or directory: a.safetensors; run the stages before this one: dvc repro",
+        ),
         (OSError("odd"), "error: odd; make room or mend the permissions, then run again"),
     ],
 )

@@ -24,7 +24,8 @@ from stages.shared.distributed import launch
 from stages.shared.inference import agreement, fast_predictor, predict_logits
 from stages.shared.reproducibility import choose_precision
 from stages.shared.sampling import Draws, batches, plan_epoch
-from stages.shared.transforms import Transform, crop_each, rescale, rescaling
+from stages.shared.transforms import Transform, rescale, rescaling
+from tests.exact_crops import crop_each
 from tests.exported_project import copied_project, exported_project
 
 TRANSFORM = Transform(QUICK.resize, QUICK.crop, MEAN, STD)

@@ -10,7 +10,8 @@ from stages.shared.image_source import crop_on_all_threads
 from stages.shared.optimization import AverageWeights, Optimization, make_optimizer, param_groups, state_tensors
 from stages.shared.sampling import Draws, plan_epoch
 from stages.shared.steps import FlatGradients, OwnGradients, Totals, training_step
-from stages.shared.transforms import choose_taps, crop_each, gather_taps, num_taps, rescale, rescaling
+from stages.shared.transforms import choose_taps, gather_taps, num_taps, rescale, rescaling
+from tests.exact_crops import crop_each
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from stages.shared.transforms import (
     choose_taps,
-    crop_each,
     crop_taps,
     draw_crops,
     gather_taps,
@@ -25,6 +24,7 @@ from stages.shared.transforms import (
     resize_center_crop,
     resize_to,
 )
+from tests.exact_crops import crop_each
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -24,7 +24,7 @@ PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
 FEATURES = ROOT / "features"  # train.safetensors: crop, mirror; test.safetensors: crop
 
 # inspect
-INSPECTION = ROOT / "inspect"  # report.json, folds.npz, and the pictures that the report shows
+INSPECTION = ROOT / "inspect"  # report.json, folds.npz, and fragment.html, which the report shows
 
 # monitor
 MONITOR = ROOT / "monitor"  # report.json, and fragment.html, which the report shows
@@ -56,7 +56,7 @@ def source_weights(weights: str) -> Path:
 
 
 def train_dir(recipe: str) -> Path:
-    """checkpoint.safetensors, history.csv, metrics.json"""
+    """checkpoint.safetensors, history.csv, metrics.json, validation.npz"""
     return ROOT / "train" / recipe
 
 

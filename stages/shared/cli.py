@@ -26,7 +26,9 @@ def run(main: Callable[..., None]) -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except FileNotFoundError as error:
-        raise SystemExit(f"error: {error.filename}: no such file; run the stages before this one: dvc repro") from None
+        # safetensors sets no filename and names the file in its words.
+        missing = f"{error.filename}: no such file" if error.filename else error
+        raise SystemExit(f"error: {missing}; run the stages before this one: dvc repro") from None
     except OSError as error:  # the disk is full, a folder is read-only, …
         where = f"{error.filename}: " if error.filename else ""
         raise SystemExit(

@@ -81,7 +81,7 @@ def augmented(cut: Cut, scale_and_shift: tuple[torch.Tensor, torch.Tensor]) -> C
 
 
 def crop_on_all_threads(pixels: ImageRows, crop: int) -> Cut:
-    """`crop_each`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
+    """`crop_into`, with the batch dealt out to as many threads as torch uses: its own are idle while images are cut."""
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(num_threads)
 

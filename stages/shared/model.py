@@ -125,11 +125,10 @@ def _fit_position_embedding(architecture: str, crop: int, source: State, own: St
 
 
 def freeze_through(model: nn.Module, last: str | float, head: tuple[str, ...]) -> None:
-    """Stop the gradients of every parameter up to the end of module `last`; `none` freezes nothing, `backbone` all but the head.
+    """Freeze every parameter up to the end of module `last`, in the order of the forward pass.
 
-    A number is the fraction of the backbone's layers to freeze, from the input on.
-
-    Parameters stand in the order in which torchvision registers modules, which is the order of the forward pass.
+    `none` freezes nothing, `backbone` all but the head, a number that fraction of the backbone's layers, from the input on.
+    torchvision registers modules in the order of the forward pass.
     """
     if last == "none":
         return
