@@ -12,7 +12,7 @@ from stages.shared.encoded import EncodedImages
 def stream_batches(
     host: np.ndarray | EncodedImages, num_rows: int, device: torch.device
 ) -> tuple[Callable[[torch.Tensor], None], torch.Tensor]:
-    """`fetch(index)`, which brings the rows (b,) of `host` to the device, b at most `num_rows`, and the block that it fills.
+    """Return `fetch` and the device block that it fills: `fetch(index)` copies the rows `index` (b,) of `host`, b at most `num_rows`.
 
     Two pinned buffers and two on the device take turns: threads fill one from the memory map or with decoded images, and the copy from the other
     runs on a stream of its own, while the batch before is computed. The block stays where it is, because a captured step
