@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.fine_tuning import stratified_holdout
-from benchmarks.quality.table import compare_to_tuned, render, summarize
+from benchmarks.quality.table import compare_to_tuned, render, render_imbalance, summarize
 
 
 def run(task: str, recipe: str, seed: int, accuracy: float) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def run(task: str, recipe: str, seed: int, accuracy: float) -> dict[str, Any]:
 
 RUNS = [
     run("a", "tuned", 0, 0.9), run("a", "tuned", 1, 0.8), run("b", "tuned", 0, 0.7),
-    run("a", "book", 0, 0.7), run("a", "book", 1, 0.7), run("c", "book", 0, 0.1),
+    run("a", "book", 0, 0.7), run("a", "book", 1, 0.7), run("b", "book", 0, 0.3), run("c", "book", 0, 0.1),
 ]  # fmt: skip
 
 
@@ -26,19 +26,25 @@ def test_a_task_and_recipe_is_the_mean_of_its_seeds():
     assert (rows["a", "tuned"]["seeds"], rows["a", "tuned"]["cpu_seconds"]) == (2, 2.5)
 
 
-def test_recipes_are_compared_on_the_tasks_and_seeds_that_both_have_run():
+def test_recipes_are_compared_on_what_both_have_run_and_every_task_counts_alike():
     (book,) = compare_to_tuned(RUNS)
-    assert (book["recipe"], book["pairs"]) == ("book", 2)
-    assert book["ratio"] == pytest.approx(0.15 / 0.3)
-    assert book["more"] == pytest.approx(0.15)
-    assert book["more_low"] < 0.15 < book["more_high"]
+    assert (book["recipe"], book["pairs"], book["fewest_seeds"], book["most_seeds"]) == ("book", 3, 1, 2)
+    assert (book["error"], book["tuned_error"]) == pytest.approx(((0.3 + 0.7) / 2, (0.15 + 0.3) / 2))
+    assert book["more"] == pytest.approx((0.15 + 0.4) / 2)
+    assert book["more_low"] < book["more"] < book["more_high"]
 
 
 def test_the_table_says_how_many_seeds_and_what_was_not_run():
     text = render(summarize(RUNS), compare_to_tuned(RUNS), {"device": "a CPU"})
     assert "| a | 20 | tuned | 2 | 0.850 |" in text
-    assert "| book | 1 | 2 | 0.300 / 0.150 | 0.50 |" in text
+    assert "| book | 2 | 1 to 2 | 0.500 / 0.225 | 0.45 |" in text
     assert "Not run, for want of time: probe, fastai" in text
+
+
+def test_uneven_classes_are_compared_with_and_without_weights():
+    uneven = [{**run("a", name, 0, 0.6), "accuracy_as_trained": 0.9} for name in ("tuned", "unweighted")]
+    assert "| a | none | 1 | 0.600 | 0.600 | 0.900 |" in render_imbalance(uneven)
+    assert render_imbalance(RUNS) == ""
 
 
 def test_a_holdout_has_images_of_each_class():

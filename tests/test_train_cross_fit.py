@@ -1,4 +1,4 @@
-"""A recipe's result comes of its folds: their average, one more training, or the probe where nothing beats it."""
+"""A recipe ends with one more training, on all images, or with the probe where nothing beats it."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from stages.shared.dataset import TrainSplit
 from stages.shared.probe import Head, Probe
 from stages.shared.training import Epoch
 from stages.shared.transforms import Transform
-from stages.train.cross_fit import Outcome, Plan, average_histories, average_models, cross_fit, merge_folds
+from stages.train.cross_fit import Outcome, Plan, average_histories, cross_fit, merge_folds
 
 CPU = torch.device("cpu")
 TRANSFORM = Transform(36, 32, (0.5,) * 3, (0.25,) * 3)
@@ -53,17 +53,26 @@ def probe_of(skill: float) -> Probe:
 
 
 def plan(**changes: object) -> Plan:
-    values = {"epochs": 1, "validation": "folds", "final": "averaged", "calibrated": False, "balanced": False}
+    values = {"epochs": 1, "validation": "folds", "calibrated": False, "balanced": False}
     return Plan(**{**values, **changes})
 
 
-def test_fine_tuning_that_beats_the_probe_ends_in_the_average_of_the_folds():
-    slopes = {0: 1.0, 1: 2.0, 2: 6.0}
-    outcome, asked = fitted(lambda rows: slopes[({0, 1, 2} - set(FOLDS[rows])).pop()], plan(), probe_of(0.1))
-    assert outcome.result == "averaged"
-    assert outcome.model.slope.item() == pytest.approx(3.0)
-    assert [(folds, head) for folds, head, *_ in asked] == [([1, 2], 0.0), ([0, 2], 1.0), ([0, 1], 2.0)]
-    assert outcome.history == [Epoch(1, 0.5, 0.75, 10.0, 6.0)]
+def test_fine_tuning_that_beats_the_probe_ends_in_a_training_on_all_images():
+    outcome, asked = fitted(len, plan(), probe_of(0.1))
+    assert (outcome.result, outcome.model.slope.item()) == ("retrained", 18.0)
+    heads = [(folds, head) for folds, head, *_ in asked]
+    assert heads == [([1, 2], 0.0), ([0, 2], 1.0), ([0, 1], 2.0), ([0, 1, 2], 9.0)]
+    assert outcome.history == [Epoch(1, 0.5, 0.75, 10.0, 2.0)]
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_temperature_follows_a_last_model_that_ends_surer_than_those_of_the_folds(calibrated):
+    """It is as right and three times as sure, so it needs three times their temperature."""
+    sure = lambda rows: 0.3 if {0, 1, 2} <= set(FOLDS[rows]) else 0.1  # noqa: E731
+    outcome, _ = fitted(sure, plan(calibrated=calibrated), probe_of(0.01))
+    of_folds = outcome.validation.temperature
+    assert (of_folds != 1) == calibrated
+    assert outcome.temperature == pytest.approx(3 * of_folds if calibrated else 1, rel=0.01)
 
 
 def test_fine_tuning_that_does_not_beat_the_probe_ends_in_the_probe():
@@ -80,7 +89,7 @@ def test_no_epochs_is_the_probe_alone():
 
 
 def test_without_a_probe_a_recipe_is_trained_on_all_images_at_last():
-    outcome, asked = fitted(len, plan(validation="holdout", final="retrained"), None)
+    outcome, asked = fitted(len, plan(validation="holdout"), None)
     assert [(folds, what) for folds, _, _, what in asked] == [([1, 2], "without fold 0"), ([0, 1, 2], "")]
     assert (outcome.result, outcome.model.slope.item()) == ("retrained", 18.0)
 
@@ -99,18 +108,7 @@ def test_balanced_lets_the_rare_class_decide_between_probe_and_fine_tuning():
         train_on = lambda *_: (Brightness(0.25), [Epoch(1, 0.5, 0.75, 10.0, 2.0)])  # noqa: E731
         outcome = cross_fit(train_on, split, folds, probe, plan(balanced=balanced), TRANSFORM, 2, CPU)
         results[balanced] = outcome.result
-    assert results == {False: "probe", True: "averaged"}
-
-
-def test_an_average_has_the_mean_of_weights_and_statistics():
-    models = [nn.BatchNorm2d(3) for _ in range(4)]
-    for i, model in enumerate(models):
-        nn.init.constant_(model.weight, i)
-        model.running_mean.fill_(10.0 * i)
-    average = average_models(models)
-    assert average.weight.tolist() == [1.5] * 3
-    assert average.running_mean.tolist() == [15.0] * 3
-    assert average.num_batches_tracked.dtype == torch.int64
+    assert results == {False: "probe", True: "retrained"}
 
 
 def test_an_average_history_adds_up_the_seconds():

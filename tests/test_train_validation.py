@@ -185,12 +185,12 @@ def test_the_stage_validates_and_then_trains_on_all_that_take_part(project):
 
 
 def test_a_resumed_cross_fit_equals_an_undisturbed_one(project, monkeypatch):
-    """Interrupted in the second of three folds, with a probe as head, weights averaged, a temperature."""
+    """Interrupted in the second of three folds, with a probe as head, averaged weights, a temperature."""
     source = artifacts.source_weights("synthetic")
     source.parent.mkdir(parents=True)
     save_model(build_model("shufflenet_v2_x0_5", 7, 64), source)
     tuned = {
-        "init": "pretrained", "head": "probe", "validation": "folds", "final": "averaged", "calibration": "temperature", "epochs": 2,
+        "init": "pretrained", "head": "probe", "validation": "folds", "calibration": "temperature", "epochs": 2,
         "momentum": 0.9, "ema": 0.9, "schedule": "cosine", "batch_norm": "frozen", "loss": "mean", "class_weights": "balanced",
     }  # fmt: skip
     undisturbed = run(**tuned)

@@ -61,10 +61,12 @@ def measure(task: Task, recipe: str, seed: int) -> dict[str, Any]:
 def scores(model: nn.Module, task: Task) -> dict[str, Any]:
     logits = predict_logits(model, task.test_pixels, task.transform, device=torch.device("cpu"))
     predictions = predictions_from(logits, task.test_labels)
-    overall = overall_scores(predictions, bins=BINS)
+    overall, recall = overall_scores(predictions, bins=BINS), class_scores(predictions)["recall"]
+    shares = np.bincount(task.train.labels, minlength=len(task.class_names))
     return {
         "accuracy": overall["test_accuracy"],
-        "macro_recall": float(np.nanmean(class_scores(predictions)["recall"])),
+        "accuracy_as_trained": float(np.average(recall, weights=shares)),  # were classes as frequent as in training
+        "macro_recall": float(np.nanmean(recall)),
         "log_loss": overall["test_loss"],
         "ece": overall["ece"],
         "num_test": len(task.test_labels),

@@ -15,12 +15,17 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "book": ("finetune", {"validation": "none"}),
     "probe": ("tuned", {"epochs": 0}),
     "tuned": ("tuned", {}),
+    "unweighted": ("tuned", {"class_weights": "none"}),
 }
 
 
-def train_ours(name: str, task: Task, seed: int) -> tuple[nn.Module, dict[str, object]]:
+def train_ours(name: str, task: Task, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and what it came to."""
-    recipe, changes = RECIPES[name]
+    return train_recipe(*RECIPES[name], task, seed)
+
+
+def train_recipe(recipe: str, changes: dict[str, Any], task: Task, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The same for a recipe of params.yaml with `changes` of its keys."""
     with working_in(task.folder):
         values = YAML(typ="safe").load(task.folder / "params.yaml")
         own = YAML(typ="safe").load(PARAMS)["train"][recipe]
@@ -36,4 +41,4 @@ def train_ours(name: str, task: Task, seed: int) -> tuple[nn.Module, dict[str, o
 
 def feature_seconds(name: str, task: Task) -> float:
     """CPU seconds of work that the recipe needs and that was done before."""
-    return task.feature_seconds if name in ("probe", "tuned") else 0.0
+    return task.feature_seconds if name in ("probe", "tuned", "unweighted") else 0.0

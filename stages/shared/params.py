@@ -147,7 +147,6 @@ class Recipe(Section):
     mixup: Annotated[float, Field(ge=0, le=100)]
     validation: Literal["none", "holdout", "folds"]
     num_folds: Annotated[int, Field(ge=2, le=100)]
-    final: Literal["retrained", "averaged"]
     calibration: Literal["none", "temperature"]
     precision: Literal["auto", "float32", "bfloat16"]
     seed: Seed | None
@@ -162,8 +161,6 @@ class Recipe(Section):
             (self.augmentation == "none" and self.color > 0, "color", "changes random crops: set augmentation: random_crop, or color: 0.0"),
             (self.augmentation == "none" and self.mixup > 0, "mixup", "mixes random crops: set augmentation: random_crop, or mixup: 0.0"),
             (self.crop_scale[0] > self.crop_scale[1], "crop_scale", "is the least and the most of an image's area, in this order"),
-            (self.final == "averaged" and self.validation != "folds", "final: averaged", "is of the folds' models: set validation: folds, or final: retrained"),
-            (self.final == "averaged" and self.head == "random", "final: averaged", "needs models that start alike, which random heads do not: set head: probe, or final: retrained"),
             (self.validation == "none" and self.calibration != "none", "calibration", "is fitted on validation logits: set validation: holdout or folds, or calibration: none"),
         ]  # fmt: skip
         for is_wrong, key, why in wrong:

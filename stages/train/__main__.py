@@ -1,12 +1,12 @@
 """Train one recipe: python -m stages.train <recipe>.
 
 Reads the training split, its folds, the source model's weights and its features. What the recipe is worth is measured on
-held-out folds of the training images; then it is trained on all of them, or the folds' models are averaged. Writes, in artifacts/train/<recipe>/:
+held-out folds of the training images; then it is trained on all of them. Writes, in artifacts/train/<recipe>/:
 
 checkpoint.safetensors   the weights, with the temperature in the head's, and the facts to rebuild the model
-history.csv              the training, epoch by epoch; where the folds' models are averaged, the mean of their trainings
+history.csv              the training, epoch by epoch; where the probe was no worse, the mean of the folds' trainings
 validation.npz           row int64 (n,), logits float32 (n, classes), label int64 (n,): of images held out, calibrated
-metrics.json             result (retrained, averaged or probe), validation_accuracy and validation_loss with 95 % intervals, temperature, training's own numbers
+metrics.json             result (retrained or probe), validation_accuracy and validation_loss with 95 % intervals, temperature, training's own numbers
 """
 
 import csv
@@ -78,8 +78,7 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
 
     plan = choose_plan(recipe)
     outcome = cross_fit(train_on, split, folds, probe, plan, facts.transform, len(facts.class_names), device)
-    temperature = outcome.validation.temperature
-    scale_logits(outcome.model, head_parameters(facts.architecture, facts.transform.crop), 1 / temperature)
+    scale_logits(outcome.model, head_parameters(facts.architecture, facts.transform.crop), 1 / outcome.temperature)
     if rank_and_world_size()[0] == 0:
         write_outputs(artifacts.train_dir(name), facts, outcome, machine)
         shutil.rmtree(resume_dir, ignore_errors=True)
@@ -138,7 +137,6 @@ def choose_plan(recipe: Recipe) -> Plan:
     return Plan(
         epochs=recipe.epochs,
         validation=recipe.validation,
-        final=recipe.final,
         calibrated=recipe.calibration == "temperature",
         balanced=recipe.class_weights == "balanced",
     )
@@ -183,7 +181,7 @@ def write_outputs(folder: Path, facts: Facts, outcome: Outcome, ran_on: Mapping[
         **training_metrics(outcome.model, outcome.history),
         **measure(outcome.validation),
         "validation_seconds": outcome.validation_seconds,
-        "temperature": outcome.validation.temperature,
+        "temperature": outcome.temperature,
         **ran_on,
     }
     write_json(folder / "metrics.json", metrics)

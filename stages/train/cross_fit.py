@@ -1,7 +1,7 @@
-"""Cross-fitting: a training is repeated without each fold, which says what it is worth, and its models are put to use.
+"""Cross-fitting: a training is repeated without each fold, which says what it is worth.
 
-What a recipe ends with is the average of the folds' models, a model trained on all images, or, where fine-tuning from a
-probe has not made it better, the probe.
+What a recipe ends with is a model trained on all images, or, where fine-tuning from a probe has not made it better, the probe.
+The average of the folds' models would be had for nothing, but no image is held out from it, and it can be far worse than each.
 """
 
 import statistics
@@ -18,9 +18,10 @@ from stages.shared.dataset import TrainSplit
 from stages.shared.probe import LEFT_OUT, Head, Probe
 from stages.shared.training import Epoch
 from stages.shared.transforms import Transform
-from stages.train.validation import Validation, calibrate, validate
+from stages.train.validation import Validation, calibrate, predict_rows, validate
 
 Training = tuple[nn.Module, list[Epoch]]
+NUM_COMPARED = 128  # images that say how sure a model is of what it was trained on
 # On these rows, from this head (None: the recipe's own), for so many epochs; the name is for the reader and the resume file.
 TrainOn = Callable[[np.ndarray, Head | None, int, str], Training]
 
@@ -31,7 +32,6 @@ class Plan:
 
     epochs: int
     validation: str  # none | holdout | folds
-    final: str  # retrained | averaged
     calibrated: bool  # by a temperature
     balanced: bool  # every class counts alike, in the loss that is compared and for the temperature
 
@@ -39,9 +39,10 @@ class Plan:
 @dataclass(frozen=True)
 class Outcome:
     model: nn.Module  # not calibrated
-    history: list[Epoch]  # of the model's own training; of an average and of a probe, the mean of the folds' trainings
+    history: list[Epoch]  # of the model's own training; of a probe, the mean of the folds' trainings
     validation: Validation
-    result: str  # retrained | averaged | probe
+    temperature: float  # that its logits are to be divided by
+    result: str  # retrained | probe
     validation_seconds: float
 
 
@@ -55,36 +56,39 @@ def cross_fit(
     num_classes: int,
     device: torch.device,
 ) -> Outcome:
-    """Train on the images of `folds` (N,) that are not -1, without each fold that `plan` holds out, and as it ends.
+    """Train on the images of `folds` (N,) that are not -1, without each fold that `plan` holds out, and at last on all.
 
-    `probe` is what the trainings start from, if from one: without a fold, from the head fitted without it.
+    `probe` is what the trainings start from, if from one: without a fold, from the head fitted without it. The temperature is
+    that of the folds' models on held-out images, times how much surer than they the last model is of its own training images:
+    on so few images one training ends surer than another, and no image is held out from the last.
     """
-    started, models, histories = time.perf_counter(), list[nn.Module](), list[list[Epoch]]()
+    started, histories, spreads = time.perf_counter(), list[list[Epoch]](), list[float]()
     kept, head = np.flatnonzero(folds != LEFT_OUT), probe.head if probe else None
 
     def train_without(fold: int) -> nn.Module:
         fold_head = probe.fold_heads[fold] if probe else None
-        model, history = train_on(kept[folds[kept] != fold], fold_head, plan.epochs, f"without fold {fold}")
-        models.extend([model] if plan.final == "averaged" else [])
+        rows = kept[folds[kept] != fold]
+        model, history = train_on(rows, fold_head, plan.epochs, f"without fold {fold}")
+        spreads.extend([logit_spread(model, split, rows, transform, device)] if plan.calibrated else [])
         histories.append(history)
         return model
 
     judged = {"calibrated": plan.calibrated, "balanced": plan.balanced}
     validation = validate(train_without, split, folds, plan.validation, transform, num_classes, device, **judged)
-    result = plan.final
+    result = "retrained"
     if probe and len(validation.rows):
         of_probe = calibrate(validation.rows, validation.labels, probe.logits[validation.rows], **judged)
         if not plan.epochs or not is_better(validation, of_probe, balanced=plan.balanced):
             validation, result = of_probe, "probe"
-    seconds = time.perf_counter() - started
+    seconds, temperature = time.perf_counter() - started, validation.temperature
 
-    if result == "averaged":
-        model, history = average_models(models), average_histories(histories)
-    elif result == "probe":
+    if result == "probe":
         model, history = train_on(kept, head, 0, "")[0], average_histories(histories)
     else:
         model, history = train_on(kept, head, plan.epochs, "")
-    return Outcome(model, history, validation, result, seconds)
+        surer = logit_spread(model, split, kept, transform, device) / statistics.fmean(spreads) if spreads else 1.0
+        temperature *= surer
+    return Outcome(model, history, validation, temperature, result, seconds)
 
 
 def merge_folds(folds: np.ndarray, most: int) -> np.ndarray:
@@ -98,18 +102,13 @@ def is_better(first: Validation, second: Validation, *, balanced: bool) -> bool:
     return log_loss(first.logits, first.labels, weights) < log_loss(second.logits, second.labels, weights)
 
 
-@torch.no_grad()
-def average_models(models: Sequence[nn.Module]) -> nn.Module:
-    """The first of `models`, with the mean of all weights and statistics; counters stay the first's.
-
-    They must have started from the same backbone: such models lie in one valley of the loss, where their average is better
-    than each (Wortsman et al., Model soups, 2022).
-    """
-    states = [model.state_dict() for model in models]
-    for name, value in states[0].items():
-        if value.is_floating_point():
-            value.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
-    return models[0]
+def logit_spread(
+    model: nn.Module, split: TrainSplit, rows: np.ndarray, transform: Transform, device: torch.device
+) -> float:
+    """How sure a model is: root mean square of its logits around an image's mean, over some of the images `rows` (n,)."""
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, NUM_COMPARED).round().astype(int))]
+    logits = predict_rows(model, split, some, transform, device)
+    return float(np.sqrt(logits.var(axis=1, dtype=np.float64).mean()))
 
 
 def average_histories(histories: Sequence[Sequence[Epoch]]) -> list[Epoch]:
