@@ -24,7 +24,7 @@ from stages.shared.transforms import Transform
 ARCHITECTURE = "mobilenet_v2"
 WEIGHTS = "mobilenet_v2-imagenet.pth"
 CROP, RESIZE = 112, 128  # pixels: a quarter of the default's work
-DRAWN = {"drawn-60": 60, "drawn-300": 300}  # name -> training images
+DRAWN = {"drawn-60": (60, 400), "drawn-300": (300, 1000)}  # name -> training and test images
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params.yaml"
 
@@ -90,9 +90,10 @@ def write_params(name: str, real: Path) -> None:
     values["preprocess"] |= {"crop": CROP, "resize": RESIZE}
     values["runtime"] |= {"device": "cpu"}
     if name in DRAWN:
+        num_train, num_test = DRAWN[name]
         values["dataset"] |= {
             "source": "synthetic",
-            "synthetic": {"num_train": DRAWN[name], "num_test": 400, "side": 128},
+            "synthetic": {"num_train": num_train, "num_test": num_test, "side": 128},
         }
     else:
         (path,) = [*real.glob(f"tasks/{name}.zip"), *real.glob(f"{name}.zip")]
