@@ -36,6 +36,19 @@ def test_a_checkpoint_rebuilds_the_model_and_its_facts(saved):
     assert not loaded.training
 
 
+def test_a_mirrored_model_answers_an_image_and_its_mirror_image_alike(saved, tmp_path):
+    _, model = saved
+    save_checkpoint(tmp_path / "mirrored", model, replace(FACTS, mirror=True))
+    loaded, facts = load_checkpoint(tmp_path / "mirrored")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain, mirrored = model.eval()(images), model(images.flip(3))
+        assert facts.mirror
+        assert not torch.allclose(plain, mirrored, rtol=1e-3)
+        assert torch.allclose(loaded(images), (plain + mirrored) / 2, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(loaded(images), loaded(images.flip(3)), rtol=1e-5, atol=1e-6)
+
+
 def test_the_same_model_gives_the_same_bytes(saved, tmp_path):
     path, model = saved
     save_checkpoint(tmp_path / "again", model, FACTS)

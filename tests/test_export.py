@@ -22,7 +22,7 @@ from stages.report.card import model_card
 from stages.shared.checkpoint import Facts
 from stages.shared.dataset import load_test_split
 from stages.shared.files import file_digest, read_json, write_json, write_text
-from stages.shared.model import build_model
+from stages.shared.model import Mirrored, build_model
 from stages.shared.shipped_files import FILES
 from stages.shared.transforms import Transform, network_input
 from tests.exported_project import CLASSES, CROP, MEAN, RESIZE, ROOT, STD, exported_project
@@ -89,6 +89,18 @@ def test_images_of_a_batch_do_not_touch_each_other(session: onnxruntime.Inferenc
         (together,) = session.run([name], {"image": images})
         alone = np.concatenate([session.run([name], {"image": image[None]})[0] for image in images])
         np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_mirrored_network_is_exported_with_its_mirror() -> None:
+    torch.manual_seed(0)
+    model = Mirrored(build_model("resnet18", 2, 32)).eval()
+    core = export_core(model, 32, 18)
+    session = onnxruntime.InferenceSession(core.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 32, 32)
+    logits, features = session.run(["logits", "features"], {"normalized": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(images).numpy(), rtol=1e-4, atol=1e-5)
+    assert features.shape == (3, 512)
 
 
 @pytest.mark.parametrize("name", [file.path for file in FILES])

@@ -258,6 +258,7 @@ def test_a_tag_is_refused(tmp_path):
         ("train.finetune.mixup", [0, 100], [-1e-9, 101]),
         ("train.finetune.validation", ["none", "holdout", "folds"], ["test"]),
         ("train.finetune.calibration", ["none"], ["platt"]),
+        ("train.finetune.mirror", [True, False], [1, "yes"]),
         ("runtime.save_every", [0, 999999], [-1e-9, 1e6]),
         ("train.finetune.freeze", ["x", 0.4], ["", 0.0, 1.0, 2]),
         ("train.finetune.seed", [None, 0, 2**31 - 1], [-1, 2**31]),

@@ -210,6 +210,20 @@ def test_a_resumed_cross_fit_equals_an_undisturbed_one(project, monkeypatch):
         assert resumed[key] == undisturbed[key]
 
 
+def test_a_mirrored_recipe_is_validated_as_it_answers(project):
+    run(epochs=1, validation="holdout", mirror=True, calibration="temperature")
+    mirrored, facts = load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")
+    with np.load(artifacts.train_dir("finetune") / "validation.npz") as file:
+        of_mirrored = file["logits"]
+    run(epochs=1, validation="holdout")
+    plain, _ = load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")
+    with np.load(artifacts.train_dir("finetune") / "validation.npz") as file:
+        assert of_mirrored.shape == file["logits"].shape
+        assert not np.allclose(of_mirrored / np.ptp(of_mirrored), file["logits"] / np.ptp(file["logits"]), rtol=1e-4)
+    assert facts.mirror
+    assert {f"network.{name}" for name in plain.state_dict()} == set(mirrored.state_dict())
+
+
 def test_a_calibrated_head_gives_the_calibrated_logits(project):
     plain = run(epochs=1, validation="holdout")
     model, facts = load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")

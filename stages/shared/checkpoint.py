@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from stages.shared.files import replacing
-from stages.shared.model import build_model
+from stages.shared.model import Mirrored, build_model
 from stages.shared.transforms import Transform
 
 
@@ -24,6 +24,7 @@ class Facts:
     seed: int
     source_digest: str | None  # sha256 of the source weights' file; None from scratch
     data_digest: str
+    mirror: bool = False  # an answer is the mean over the image and its mirror image
 
 
 def save_checkpoint(path: Path, model: nn.Module, facts: Facts) -> None:
@@ -34,7 +35,7 @@ def save_checkpoint(path: Path, model: nn.Module, facts: Facts) -> None:
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, Facts]:
-    """The model, float32 on the CPU in eval mode, and its facts. Raises ValueError naming what does not fit."""
+    """The model as it answers, float32 on the CPU in eval mode, and its facts. Raises ValueError naming what does not fit."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = _parse_facts((file.metadata() or {})["facts"])
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Facts]:
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}: {name} has values that are not finite; delete it and run the train stage again")
-    return model.eval(), facts
+    return (Mirrored(model) if facts.mirror else model).eval(), facts
 
 
 def digest(model: nn.Module) -> str:

@@ -33,6 +33,18 @@ def build_model(architecture: str, num_classes: int, crop: int) -> nn.Module:
     return _construct(architecture, num_classes, crop)
 
 
+class Mirrored(nn.Module):
+    """A network's mean logits for an image and its mirror image: twice the work, and as sure of the one as of the other."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = (self.network(images) + self.network(images.flip(-1))) / 2
+        return logits  # (batch, classes)
+
+
 def _construct(architecture: str, num_classes: int, crop: int) -> nn.Module:
     size: dict[str, Any] = {}
     if architecture.startswith("vit_"):

@@ -148,6 +148,7 @@ class Recipe(Section):
     validation: Literal["none", "holdout", "folds"]
     num_folds: Annotated[int, Field(ge=2, le=100)]
     calibration: Literal["none", "temperature"]
+    mirror: bool
     precision: Literal["auto", "float32", "bfloat16"]
     seed: Seed | None
 

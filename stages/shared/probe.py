@@ -49,14 +49,16 @@ def fit_probe(
     num_classes: int,
     *,
     balanced: bool = False,
+    judged: np.ndarray | None = None,
 ) -> Probe:
     """The head for features `crop` of n images and `mirror` of the same images mirrored, float32 (n, d) each.
 
     `labels` and `folds` are int64 (n,). Images of fold -1 take no part, so their logits are those of the head itself. A
-    mirrored image is in its image's fold; the strength is chosen on the crops. `balanced` lets every class count alike.
+    mirrored image is in its image's fold; the strength is chosen on the features `judged` (n, d), the crops' where they are not
+    given. `balanced` lets every class count alike.
     Raises ValueError where fewer than two folds or two classes are left.
     """
-    kept = folds != LEFT_OUT
+    kept, judged = folds != LEFT_OUT, crop if judged is None else judged
     _check(labels[kept], folds[kept])
     weights = balanced_weights(labels[kept]) if balanced else None
     parts = {
@@ -68,7 +70,7 @@ def fit_probe(
     for strength in STRENGTHS:
         heads, logits = {fold: part.fit(strength) for fold, part in parts.items()}, np.zeros_like(logits)
         for fold, head in heads.items():
-            logits[folds == fold] = head.logits(crop[folds == fold])
+            logits[folds == fold] = head.logits(judged[folds == fold])
         loss, since = log_loss(logits[kept], labels[kept], weights), since + 1
         if loss < best_loss:
             best_loss, best_strength, best_heads, best_logits, since = loss, strength, heads, logits, 0
@@ -76,7 +78,7 @@ def fit_probe(
             break
 
     head = _Part(crop, mirror, labels, kept, num_classes, balanced).fit(best_strength)
-    best_logits[~kept] = head.logits(crop[~kept])
+    best_logits[~kept] = head.logits(judged[~kept])
     temperature = fit_temperature(best_logits[kept], labels[kept], weights)
     return Probe(head, best_heads, best_logits, temperature, best_strength, best_loss)
 

@@ -30,7 +30,7 @@ from stages.shared.cli import run
 from stages.shared.dataset import Manifest, TrainSplit, load_manifest, load_train_split
 from stages.shared.distributed import launch, launched, process_group, rank_and_world_size
 from stages.shared.files import file_digest, replacing, write_json
-from stages.shared.model import head_parameters, scale_logits
+from stages.shared.model import Mirrored, head_parameters, scale_logits
 from stages.shared.optimization import Optimization
 from stages.shared.params import Params, Recipe, Runtime, class_rows, load_params
 from stages.shared.probe import LEFT_OUT, Head, Probe, fit_probe
@@ -72,12 +72,17 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
         sampling = Sampling(torch.from_numpy(rows), facts.seed, epochs, recipe.batch_size, choose_augmentation(recipe))
         optimization = choose_optimization(recipe, labels, len(facts.class_names))
         resume_path = resume_dir / f"{part}.pt"
-        return train_model(
+        model, history = train_model(
             split, facts, replace(start, head=head), sampling, optimization, execution, resume_path, part
         )
+        return Mirrored(model) if recipe.mirror else model, history
 
     plan = choose_plan(recipe)
     outcome = cross_fit(train_on, split, folds, probe, plan, facts.transform, len(facts.class_names), device)
+    if isinstance(
+        outcome.model, Mirrored
+    ):  # what is written is the network; whoever loads it reads `mirror` in its facts
+        outcome = replace(outcome, model=outcome.model.network)
     scale_logits(outcome.model, head_parameters(facts.architecture, facts.transform.crop), 1 / outcome.temperature)
     if rank_and_world_size()[0] == 0:
         write_outputs(artifacts.train_dir(name), facts, outcome, machine)
@@ -116,6 +121,7 @@ def make_facts(params: Params, name: str, recipe: Recipe, manifest: Manifest) ->
         seed=params.seed if recipe.seed is None else recipe.seed,
         source_digest=file_digest(source) if source else None,
         data_digest=manifest.digest,
+        mirror=recipe.mirror,
     )
 
 
@@ -129,8 +135,11 @@ def choose_folds(split: TrainSplit, recipe: Recipe, seed: int) -> np.ndarray:
 def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: int) -> Probe:
     """The logistic head on the source network's features, and those fitted without each fold."""
     features, balanced = load_file(artifacts.FEATURES / "train.safetensors"), recipe.class_weights == "balanced"
-    labels = np.asarray(split.labels)
-    return fit_probe(features["crop"], features["mirror"], labels, folds, num_classes, balanced=balanced)
+    labels, crop, mirror = np.asarray(split.labels), features["crop"], features["mirror"]
+    judged = (
+        (crop + mirror) / 2 if recipe.mirror else crop
+    )  # a linear head's mean logits are those of the mean features
+    return fit_probe(crop, mirror, labels, folds, num_classes, balanced=balanced, judged=judged)
 
 
 def choose_plan(recipe: Recipe) -> Plan:
