@@ -53,12 +53,12 @@ def prepare(num_train: int, num_test: int) -> None:
     write_params("drawn-60", Path())
     generator = np.random.default_rng(0)
     labels = generator.integers(0, NUM_CLASSES, num_train + num_test)
-    for folder in (artifacts.TRAIN_SPLIT, artifacts.TEST_SPLIT, artifacts.FEATURES):
+    for folder in (artifacts.TRAIN_SPLIT, artifacts.TEST_SPLIT / "images", artifacts.FEATURES):
         folder.mkdir(parents=True)
     np.save(artifacts.TRAIN_SPLIT / "pixels.npy", draw(generator, num_train, SIDE))
     np.save(artifacts.TRAIN_SPLIT / "sizes.npy", np.full((num_train, 2), SIDE, np.int32))
     np.save(artifacts.TRAIN_SPLIT / "labels.npy", labels[:num_train])
-    np.save(artifacts.TEST_SPLIT / "pixels.npy", draw(generator, num_test, CROP))
+    np.save(artifacts.TEST_SPLIT / "images/pixels.npy", draw(generator, num_test, CROP))
     entries = tuple(
         Entry(f"train/{row}.png", int(label), f"{row:064x}") for row, label in enumerate(labels[:num_train])
     )

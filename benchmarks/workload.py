@@ -81,10 +81,10 @@ def make_workload(size: Size, folder: Path) -> Workload:
     pixels, sizes = pack_canvas(images, size.side)
     crops = np.stack([resize_center_crop(image, size.resize, size.crop) for image in images])
     resident, tests = (np.arange(num) % size.num_drawn for num in (size.num_resident, size.test_images))
-    (folder / "test").mkdir()
+    (folder / "test/images").mkdir(parents=True)
     for name, array in {
         "pixels": pixels[resident], "sizes": sizes[resident], "labels": labels[resident],
-        "test/pixels": crops[tests], "test/labels": labels[tests],
+        "test/images/pixels": crops[tests], "test/labels": labels[tests],
     }.items():  # fmt: skip
         np.save(folder / f"{name}.npy", array)
     return load_workload(size, folder)

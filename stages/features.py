@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from stages.shared import artifacts
 from stages.shared.cli import run
 from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_test_pixels, load_train_split
+from stages.shared.encoded import Crops
 from stages.shared.files import replacing
 from stages.shared.frozen_features import extract_features, load_network
 from stages.shared.params import load_params
@@ -46,7 +47,7 @@ def train_chunks(split: TrainSplit, transform: Transform) -> Iterator[np.ndarray
         yield fixed_crops(split, range(start, min(start + CHUNK, len(split))), transform)
 
 
-def test_chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:
+def test_chunks(pixels: Crops) -> Iterator[np.ndarray]:
     for start in range(0, len(pixels), CHUNK):
         yield pixels[start : start + CHUNK]
 

@@ -32,8 +32,8 @@ def write_split(class_names: Sequence[str], num_images: int, *, file_name: str =
     """A test split of coloured squares and its manifest; returns the labels (N,)."""
     labels = np.arange(num_images, dtype=np.int64) % len(class_names)
     pixels = np.random.default_rng(9).integers(0, 256, (num_images, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-    artifacts.TEST_SPLIT.mkdir(parents=True)
-    np.save(artifacts.TEST_SPLIT / "pixels.npy", pixels)
+    (artifacts.TEST_SPLIT / "images").mkdir(parents=True)
+    np.save(artifacts.TEST_SPLIT / "images/pixels.npy", pixels)
     np.save(artifacts.TEST_SPLIT / "labels.npy", labels)
     save_labels_before_fixes(artifacts.TEST_SPLIT, labels)
     files = [TestFile(f"test/{class_names[label]}/{file_name.format(i)}", "0" * 64) for i, label in enumerate(labels)]

@@ -50,8 +50,14 @@ def test_train_split_is_memory_mapped_and_whole(tmp_path):
     np.testing.assert_array_equal(split.labels, [0, 1, 0])
 
 
+def store_test(folder):
+    store_train(folder)
+    (folder / "images").mkdir()
+    (folder / "pixels.npy").rename(folder / "images/pixels.npy")
+
+
 def test_test_split_is_memory_mapped_and_whole(tmp_path):
-    store_train(tmp_path)
+    store_test(tmp_path)
     split = load_test_split(tmp_path)
     assert isinstance(split.pixels, np.memmap)
     assert len(split) == 3
@@ -105,7 +111,7 @@ def test_inconsistent_files_are_refused_with_the_folder_named(tmp_path, name, ar
 
 
 def test_inconsistent_test_split_is_refused(tmp_path):
-    store_train(tmp_path)
+    store_test(tmp_path)
     np.save(tmp_path / "labels.npy", np.zeros(4, np.int64))
     with pytest.raises(ValueError, match=r"labels are int64 \(4,\).*run preprocess again"):
         load_test_split(tmp_path)
@@ -154,7 +160,7 @@ def test_anything_else_is_no_list_of_test_files(tmp_path, text):
 
 
 def test_test_images_are_read_without_their_labels(tmp_path):
-    store_train(tmp_path)
+    store_test(tmp_path)
     (tmp_path / "labels.npy").unlink()
     assert load_test_pixels(tmp_path).shape == (3, 8, 8, 3)
     with pytest.raises(ValueError, match=r"labels\.npy: no such file"):

@@ -15,16 +15,24 @@ from PIL import Image
 from stages.download import dataset
 from stages.preprocess import shards
 from stages.preprocess.__main__ import main
-from stages.preprocess.shards import ShardWriter, encode, take_rows
-from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TRAIN_SPLIT
+from stages.preprocess.shards import ShardWriter, decodes_to, take_rows, to_png
+from stages.shared.artifacts import MANIFEST, PREPROCESS_REPORT, SOURCE_DATASET, TEST_SPLIT, TRAIN_SPLIT
 from stages.shared.checkpoint import digest
-from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_train_split
-from stages.shared.encoded import EncodedImages
+from stages.shared.dataset import (
+    TrainSplit,
+    fixed_crops,
+    load_manifest,
+    load_test_files,
+    load_test_pixels,
+    load_test_split,
+    load_train_split,
+)
+from stages.shared.encoded import EncodedCrops, EncodedImages
 from stages.shared.image_source import image_source
 from stages.shared.params import load_params
 from stages.shared.sampling import plan_epoch
 from stages.shared.streaming import row_copier, to_device
-from stages.shared.transforms import Transform
+from stages.shared.transforms import Transform, resize_center_crop
 from tests.experiment import ROOT as PROJECT
 from tests.test_training import model_and_head, train
 
@@ -68,9 +76,7 @@ def project(tmp_path, monkeypatch):
         for split, count in (("train", 5), ("test", 2)):
             for i in range(count):
                 draw(f"{split}/{name}/{i}.jpg", picture([number, split == "test", i]), quality=85)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    draw("train/hot/turned.jpg", picture(50), exif=turned)
+    draw("train/hot/turned.jpg", picture(50), exif=turned(6))
     draw("train/hot/gray.jpg", picture(51)[..., 0])
     draw("train/hot/large.jpg", picture(52, 90, 120))
     draw("train/hot/lossless.png", picture(53))
@@ -79,6 +85,12 @@ def project(tmp_path, monkeypatch):
     Image.fromarray(picture(55)).convert("CMYK").save(IMAGES / "train/not/cmyk.jpg")
     (IMAGES / "train/not/torn.jpg").write_bytes(jpeg(picture(56))[:300])
     return tmp_path
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def set_params(form="encoded", limit=4.0):
@@ -102,7 +114,7 @@ def outputs():
 
 
 def both_stores():
-    """The training split from either store, with the digests that the manifests give it."""
+    """The training split from either store, and its manifest."""
     splits = []
     for form in ("pixels", "encoded"):
         set_params(form)
@@ -125,6 +137,49 @@ def test_both_stores_hold_the_same_pictures_row_by_row(project):
         difference = np.abs(own.astype(int) - other).mean()
         assert difference < 6, first.train_paths[row]
         assert (difference > 0) == (first.train_paths[row] in STORED_AGAIN)
+
+
+def test_test_images_are_bitwise_those_of_the_other_store(project):
+    for name, image in (("turned", picture(60)), ("large", picture(61, 90, 120)), ("small", picture(62, 8, 8))):
+        draw(f"test/not/{name}.jpg", image, exif=turned(6 if name == "turned" else 1))
+    draw("test/hot/lossless.png", picture(63))
+    both = []
+    for form in ("pixels", "encoded"):
+        set_params(form)
+        main()
+        both.append((load_test_split(TEST_SPLIT), load_test_files(TEST_SPLIT)))
+    (pixels, files), (crops, same_files) = both
+    assert files == same_files
+    np.testing.assert_array_equal(pixels.labels, crops.labels)
+    assert isinstance(crops.pixels, EncodedCrops)
+    assert crops.pixels.shape == pixels.pixels.shape == (8, 32, 32, 3)
+    for rows in (3, slice(None), slice(1, 5), slice(6, 99), range(2, 4), np.array([7, 0, 0]), []):
+        np.testing.assert_array_equal(crops.pixels[rows], pixels.pixels[rows])
+    stored = {file.path: bytes(crops.pixels.images.read(row)) for row, file in enumerate(files)}
+    as_they_came = {path for path, file in stored.items() if file == (IMAGES / path).read_bytes()}
+    assert stored.keys() - as_they_came == {"test/not/turned.jpg", "test/not/large.jpg", "test/hot/lossless.png"}
+
+
+def test_encoded_test_images_without_their_cut_are_refused(project):
+    main()
+    (TEST_SPLIT / "images/cut.json").unlink()
+    with pytest.raises(ValueError, match=r"images: .*cut\.json.*run preprocess again"):
+        load_test_pixels(TEST_SPLIT)
+
+
+def test_an_image_without_a_split_is_found_in_the_one_that_it_goes_to(project):
+    shutil.rmtree(IMAGES)
+    for number, name in enumerate(("hot", "not")):
+        for i in range(10):
+            draw(f"{name}/{i}.jpg", picture([number, i]), quality=85)
+    main()
+    train, test = load_train_split(TRAIN_SPLIT), load_test_split(TEST_SPLIT)
+    assert (len(train), len(test)) == (16, 4)
+    for images, paths in (
+        (train.pixels, load_manifest(MANIFEST).train_paths),
+        (test.pixels.images, [file.path for file in load_test_files(TEST_SPLIT)]),
+    ):
+        assert [images.read(row) for row in range(len(images))] == [(IMAGES / path).read_bytes() for path in paths]
 
 
 def test_files_that_decode_to_the_stored_image_are_kept_as_they_came(project):
@@ -167,10 +222,18 @@ def test_rows_that_are_not_kept_leave_nothing_in_the_shards(tmp_path):
 def test_a_file_is_kept_only_where_it_decodes_to_just_these_pixels():
     file = jpeg(picture(0))
     pixels = np.asarray(Image.open(io.BytesIO(file)))
-    assert encode(pixels, file) == (file, True)
-    assert encode(pixels[::-1], file)[1] is False
-    assert encode(pixels, b"\xff\xd8 no JPEG")[1] is False
-    assert encode(pixels, b"GIF89a")[1] is False
+    assert decodes_to(file, pixels)
+    assert not decodes_to(file, pixels[::-1])
+    assert not decodes_to(b"\xff\xd8 no JPEG", pixels)
+    assert not decodes_to(b"GIF89a", pixels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (39, 41), (41, 41), (300, 20), (7, 9)])
+def test_the_test_transform_makes_the_same_of_what_is_stored_as_of_the_image(height, width):
+    pixels = picture(height, height, width)
+    stored = np.asarray(Image.open(io.BytesIO(to_png(pixels, resize=40))))
+    assert stored.size <= 40**2 * 3
+    np.testing.assert_array_equal(resize_center_crop(stored, 40, 32), resize_center_crop(pixels, 40, 32))
 
 
 @pytest.mark.parametrize("memory", [0, 3 * 36 * 48 * 3, 10**9])

@@ -40,12 +40,12 @@ def write_splits() -> None:
     sizes = generator.integers(50, SIDE + 1, (NUM_TRAIN, 2)).astype(np.int32)
     pixels = generator.integers(0, 256, (NUM_TRAIN, SIDE, SIDE, 3), dtype=np.uint8)
     artifacts.TRAIN_SPLIT.mkdir(parents=True)
-    artifacts.TEST_SPLIT.mkdir(parents=True)
+    (artifacts.TEST_SPLIT / "images").mkdir(parents=True)
     np.save(artifacts.TRAIN_SPLIT / "pixels.npy", pixels)
     np.save(artifacts.TRAIN_SPLIT / "sizes.npy", sizes)
     np.save(artifacts.TRAIN_SPLIT / "labels.npy", np.arange(NUM_TRAIN) % 2)
     crops = generator.integers(0, 256, (NUM_TEST, TRANSFORM.crop, TRANSFORM.crop, 3), dtype=np.uint8)
-    np.save(artifacts.TEST_SPLIT / "pixels.npy", crops)
+    np.save(artifacts.TEST_SPLIT / "images/pixels.npy", crops)
     entries = tuple(Entry(f"{row}.png", row % 2, "0" * 64) for row in range(NUM_TRAIN))
     save_manifest(artifacts.MANIFEST, Manifest(("a", "b"), "d" * 64, TRANSFORM, SIDE, SIDE, entries))
 
@@ -70,7 +70,7 @@ def test_features_are_what_the_head_is_given_of_each_image_and_of_its_mirror(sou
     assert train.keys() == {"crop", "mirror"}
     assert test.keys() == {"crop"}
     mirrored = np.ascontiguousarray(crops[:, :, ::-1])
-    tests = np.load(artifacts.TEST_SPLIT / "pixels.npy")
+    tests = np.load(artifacts.TEST_SPLIT / "images/pixels.npy")
     for found, images in ((train["crop"], crops), (train["mirror"], mirrored), (test["crop"], tests)):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, before_the_head(source, images), rtol=1e-3, atol=1e-4)

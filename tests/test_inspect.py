@@ -251,7 +251,7 @@ def project(tmp_path, monkeypatch) -> Path:
     pixels, sizes = pack_canvas([np.asarray(image) for image in train], 128)
     for folder, arrays in {
         artifacts.TRAIN_SPLIT: {"pixels": pixels, "sizes": sizes, "labels": np.arange(40) % 2},
-        artifacts.TEST_SPLIT: {"pixels": np.stack([crop_of(image) for image in test])},
+        artifacts.TEST_SPLIT / "images": {"pixels": np.stack([crop_of(image) for image in test])},
     }.items():
         folder.mkdir(parents=True)
         for name, values in arrays.items():
@@ -263,7 +263,9 @@ def project(tmp_path, monkeypatch) -> Path:
     crops = np.stack([crop_of(image) for image in train])
     features = {"crop": describe(crops), "mirror": describe(crops[:, :, ::-1])}
     save_file(features, artifacts.FEATURES / "train.safetensors")
-    save_file({"crop": describe(np.load(artifacts.TEST_SPLIT / "pixels.npy"))}, artifacts.FEATURES / "test.safetensors")
+    save_file(
+        {"crop": describe(np.load(artifacts.TEST_SPLIT / "images/pixels.npy"))}, artifacts.FEATURES / "test.safetensors"
+    )
     return tmp_path
 
 

@@ -20,7 +20,7 @@ from stages.download.fetch import fetch
 from stages.shared.cli import TransientError
 from stages.shared.dataset import TrainSplit
 from stages.shared.files import file_digest, read_json, replacing
-from tests.experiment import TINY, make_project
+from tests.experiment import TINY, make_project, write_params
 from tests.killer import Kill
 from tests.misbehaving_server import misbehaving_server
 from tests.nursery import Nursery
@@ -214,6 +214,29 @@ def test_killed_where_it_hurts_most_it_picks_itself_up(fresh: Path, nursery: Nur
     check_recovered(project, results(undisturbed.root))
     assert project.repro("train@scratch") == 0
     assert "Running stage" not in project.output()
+
+
+@pytest.mark.slow
+def test_killed_while_it_writes_shards_it_picks_itself_up(fresh: Path, nursery: Nursery) -> None:
+    undisturbed, project = copy_of(fresh, "shards", nursery), copy_of(fresh, "shards-killed", nursery)
+    for copy in (undisturbed, project):
+        write_params(copy.root, TINY | {"preprocess.store": "encoded"})
+    assert undisturbed.repro("preprocess") == 0, undisturbed.output()
+    kills = [
+        Kill("stages.preprocess", 0, "torn", r"open .*train-shards/shard-000"),  # empty
+        Kill(
+            "stages.preprocess", 0, "power", r"open .*test-shards/index"
+        ),  # the shards are written, of one there is no index
+        Kill(
+            "stages.preprocess", 0, "power", r"rename .*test-shards/shard-000"
+        ),  # train/ is written, test/images/ is empty
+        Kill("stages.preprocess", 0, "power", r"rename .*/test$"),  # train/ is in its place, test/ is not
+        Kill("dvc repro", 3, at=r"link (artifacts/preprocess|\.dvc/cache/files)"),
+    ]
+    attack(project, "preprocess", kills)
+    assert tell(project) == len(kills)
+    check_recovered(project, results(undisturbed.root))
+    assert (project.root / "artifacts/preprocess/test/images/index.npy").exists()
 
 
 @pytest.mark.slow

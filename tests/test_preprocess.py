@@ -123,7 +123,7 @@ def test_two_runs_write_the_same_bytes(project):
     main()
     first = outputs()
     assert {str(path) for path in first} == {
-        *("train/pixels.npy", "train/sizes.npy", "train/labels.npy", "test/pixels.npy", "test/labels.npy"),
+        *("train/pixels.npy", "train/sizes.npy", "train/labels.npy", "test/images/pixels.npy", "test/labels.npy"),
         *("test/files.json", "test/labels_before_fixes.npy", "manifest.json", "report.json"),
     }
     main()

@@ -219,7 +219,7 @@ def test_mistakes_and_right_answers_come_surest_first():
 def test_answers_show_their_own_pixels(plain_folder, plain):
     with contextlib.chdir(plain_folder):
         rows = read_csv(artifacts.evaluate_dir("finetune") / "predictions.csv", "evaluate")
-        pixels = np.load(artifacts.TEST_SPLIT / "pixels.npy")
+        pixels = np.load(artifacts.TEST_SPLIT / "images/pixels.npy")
         both, second = show("finetune", rows, pixels, [3, 7]), show("finetune", rows, pixels, [7])
     assert [answer.path for answer in both] == [rows[3]["path"], rows[7]["path"]]
     assert both[1].picture == second[0].picture != both[0].picture
@@ -285,7 +285,7 @@ def test_report_refuses_predictions_of_another_test_split(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_experiment()
     np.save(artifacts.TEST_SPLIT / "labels.npy", np.zeros(3, np.int64))
-    np.save(artifacts.TEST_SPLIT / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    np.save(artifacts.TEST_SPLIT / "images/pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="run evaluate finetune again"):
         main()
 

@@ -10,6 +10,7 @@ from torch import nn
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, digest, load_checkpoint
 from stages.shared.dataset import load_test_files, load_test_pixels
+from stages.shared.encoded import Crops
 from stages.shared.files import read_json
 from stages.shared.reference import load_reference
 from stages.shared.transforms import network_input
@@ -22,7 +23,7 @@ class Subjects:
     weights_digest: str
     sha256: dict[str, str]  # of each exported file, as export.json says, by its path under artifacts/
     not_shipped: dict[str, str]  # names of variants that export left out, and why
-    crops: np.ndarray  # uint8 (images, crop, crop, 3)
+    crops: Crops  # uint8 (images, crop, crop, 3)
     images: np.ndarray  # float32 (images, 3, crop, crop): the crops, normalised
     paths: list[Path]  # the test split's source files, in the crops' order
     float64: np.ndarray  # (images, classes) logits
@@ -43,7 +44,7 @@ def load_subjects(recipe: str, images_dir: Path) -> Subjects:
         sha256={name: values["sha256"] for name, values in sidecar["files"].items()},
         not_shipped={row["file"]: row["reason"] for row in sidecar["variants"] if not row["shipped"]},
         crops=crops,
-        images=network_input(crops, facts.transform),
+        images=network_input(crops[:], facts.transform),
         paths=[images_dir / file.path for file in load_test_files(artifacts.TEST_SPLIT)],
         float64=reference.float64,
         float32=reference.float32,

@@ -15,6 +15,7 @@ from stages.evaluate.tables import write_curves, write_predictions
 from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, load_checkpoint
 from stages.shared.dataset import Manifest, load_labels_before_fixes, load_manifest, load_test_files, load_test_split
+from stages.shared.encoded import Crops
 from stages.shared.files import write_json
 from stages.shared.inference import agreement, fast_predictor, predict_logits
 from stages.shared.memory import with_fitting_batch
@@ -69,7 +70,7 @@ def check_same_task(checkpoint: Path, facts: Facts, manifest: Manifest) -> None:
 
 
 def predict(
-    model: nn.Module, pixels: np.ndarray, facts: Facts, device: torch.device, execution: str
+    model: nn.Module, pixels: Crops, facts: Facts, device: torch.device, execution: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """float32 logits (n, classes) of uint8 (n, crop, crop, 3) pixels, and metrics.json's record of how they were computed.
 

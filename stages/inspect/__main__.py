@@ -32,6 +32,7 @@ from stages.shared.dataset import (
     load_test_pixels,
     load_train_split,
 )
+from stages.shared.encoded import Crops
 from stages.shared.files import replacing, write_json, write_text
 from stages.shared.params import load_params
 from stages.shared.transforms import Transform
@@ -80,7 +81,7 @@ def read_words(words: Sequence[str]) -> Path | None:
     return Path(words[1])
 
 
-def read_images(train: TrainSplit, test: np.ndarray, transform: Transform) -> tuple[np.ndarray, Looks]:
+def read_images(train: TrainSplit, test: Crops, transform: Transform) -> tuple[np.ndarray, Looks]:
     """The structure (N, side, side) of all images, the test split's last, and the looks of the training images."""
     structure, looks = [], []
     for rows in chunks(len(train)):
@@ -102,7 +103,7 @@ def choose_folds(
 
 
 def read_pictures(
-    files: Iterable[str], paths: Sequence[str], train: TrainSplit, test: np.ndarray, transform: Transform
+    files: Iterable[str], paths: Sequence[str], train: TrainSplit, test: Crops, transform: Transform
 ) -> dict[str, np.ndarray]:
     """Each file's picture as the network is fed, uint8 (crop, crop, 3)."""
     row_of = {path: row for row, path in enumerate(paths)}

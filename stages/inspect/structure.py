@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.fft import dctn
 
 SIDE = 64  # pixels
+BLOCK = 4096  # images that are transformed at a time
 FREQUENCIES = 10  # of the hash, in each direction
 GRAY = (0.299, 0.587, 0.114)
 
@@ -33,9 +34,14 @@ def hashes_of(structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The lowest frequencies of the cosine transform; a mirrored image's are the same but for the sign of every odd one.
     """
-    waves = dctn(structure.astype(np.float32), axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES]
+    blocks = np.array_split(structure, max(1, len(structure) // BLOCK))
+    waves = np.concatenate([_lowest_frequencies(block) for block in blocks])
     signs = np.where(np.arange(FREQUENCIES) % 2, -1, 1).astype(np.float32)
     return unit_rows(waves), unit_rows(waves * signs)
+
+
+def _lowest_frequencies(structure: np.ndarray) -> np.ndarray:
+    return dctn(structure.astype(np.float32), axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES].copy()
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The preprocess stage: source images in, a training-ready split out.
 
-Every image is decoded once, checked and stored: training images whole, on canvases or encoded, test images as the model is fed.
+Every image is decoded once, checked and stored: decoded, training images on canvases and test images as the model is fed, or encoded.
 A manifest lists each training row's file, label and content digest, files.json the test rows' files; a report says what was skipped, turned, doubled or scaled.
 """
 
@@ -27,6 +27,7 @@ from stages.shared.dataset import (
     Entry,
     Manifest,
     TestFile,
+    save_cut,
     save_labels_before_fixes,
     save_manifest,
     save_test_files,
@@ -54,24 +55,25 @@ def main() -> None:
         check_usable(layout, images, staged.skipped)
         split = split_images(images, layout.class_names, test_fraction=params.dataset.test_fraction)
         side = max(max(image.size) for image in split.train)
-        encoded = staged.encoded
         write_split(staged, "train", split.train, side, staging / "train")
         write_split(staged, "test", split.test, transform.crop, staging / "test")
+        if staged.encoded:
+            save_cut(staging / "test", transform)
         save_test_files(staging / "test", [TestFile(image.source.path, image.sha256) for image in split.test])
         save_labels_before_fixes(staging / "test", labels_before_fixes(split.test, layout.sources))
         publish(staging / "train", TRAIN_SPLIT)
         publish(staging / "test", TEST_SPLIT)
 
-    save_manifest(MANIFEST, build_manifest(split.train, layout.class_names, transform, max_side, side, encoded))
+    save_manifest(MANIFEST, build_manifest(split.train, layout.class_names, transform, max_side, side, staged.encoded))
     report = build_report(layout, staged.skipped, split, side) | {"fixes": fixed}
-    if encoded:
+    if staged.encoded:
         report["encoded"] = {"as_they_came": sum(image.kept for image in split.train), "jpeg_quality": QUALITY}
     write_json(PREPROCESS_REPORT, report)
     print(summarize(report), flush=True)
 
 
 def max_pixel_bytes(settings: Preprocess) -> float:
-    """The size beyond which training images are stored encoded."""
+    """The size of the training images beyond which all are stored encoded."""
     return {"pixels": math.inf, "encoded": 0, "auto": settings.pixels_limit_gb * 1e9}[settings.store]
 
 
@@ -89,9 +91,10 @@ def staging_folder(path: Path) -> Iterator[Path]:
 
 def publish(folder: Path, target: Path) -> None:
     """Flush a finished split to disk and rename it to its place, instead of the one that may be there."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     if target.exists():
         shutil.rmtree(target)
     folder.rename(target)

@@ -1,4 +1,4 @@
-"""Write images encoded: a JPEG file each, end to end in a few large shards."""
+"""Write images encoded: a file each, end to end in a few large shards."""
 
 import io
 import zlib
@@ -9,25 +9,38 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from stages.shared.encoded import INDEX, EncodedImages, decode_jpeg, shard_path
+from stages.shared.encoded import INDEX, EncodedImages, decode_file, shard_path
+from stages.shared.transforms import resize_center_crop
 
 SHARD_BYTES = 2**30  # a shard ends with the image that fills it
 QUALITY = 90  # of images that are not kept as they came; chroma at half the resolution
 
 
-def encode(pixels: np.ndarray, source: bytes) -> tuple[bytes, bool]:
-    """A JPEG file of uint8 (H, W, 3) pixels, and whether it is `source` itself: the file, if it decodes to just these pixels.
+def decodes_to(file: bytes, pixels: np.ndarray) -> bool:
+    """Whether it is a JPEG file of just these pixels, uint8 (H, W, 3).
 
-    It does not where it is no JPEG, was turned or scaled down, or has colours that take more than a decoder to read.
+    It is not where the image was turned or scaled down, or has colours that take more than a decoder to read.
     """
     try:
-        if source.startswith(b"\xff\xd8") and np.array_equal(decode_jpeg(bytearray(source)), pixels):
-            return source, True
+        return file.startswith(b"\xff\xd8") and np.array_equal(decode_file(bytearray(file)), pixels)
     except RuntimeError:  # it is more than torchvision reads
-        pass
+        return False
+
+
+def to_jpeg(pixels: np.ndarray) -> bytes:
+    return _saved(pixels, "JPEG", quality=QUALITY)
+
+
+def to_png(pixels: np.ndarray, resize: int) -> bytes:
+    """A file that the test transform makes the same of as of `pixels`, uint8 (H, W, 3): these, or, where they are more, their squash."""
+    squash = pixels if pixels.size <= resize**2 * 3 else resize_center_crop(pixels, resize, resize)
+    return _saved(squash, "PNG")
+
+
+def _saved(pixels: np.ndarray, form: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue(), False
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 class ShardWriter:

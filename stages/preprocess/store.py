@@ -1,6 +1,6 @@
 """Decode every image once and store it at once: memory stays bounded however many images there are.
 
-Training images are stored as pixels, in one memory-mapped array, or encoded, in shards, where the array would be too large.
+Images are stored as pixels, in one memory-mapped array a split, or encoded, in shards, where that of the training images would be too large.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.preprocess.find import Source, printable
-from stages.preprocess.shards import ShardWriter, encode, take_rows
+from stages.preprocess.shards import ShardWriter, decodes_to, take_rows, to_jpeg, to_png
 from stages.shared.dataset import place
 from stages.shared.decode import UnusableError, decode, probe
 from stages.shared.transforms import resize_center_crop, resize_to
@@ -57,18 +57,15 @@ class Staged:
 
     images: tuple[Image, ...]
     skipped: tuple[Skipped, ...]
-    stored: dict[str, Path]  # train: uint8 (n, side, side, 3), or a folder of shards; test: uint8 (m, crop, crop, 3)
+    stored: dict[str, Path]  # train: uint8 (n, side, side, 3); test: uint8 (m, crop, crop, 3); or folders of shards
     rows: dict[str, dict[str, int]]  # split -> source path -> row
-
-    @property
-    def encoded(self) -> bool:
-        return self.stored["train"].is_dir()
+    encoded: bool
 
 
 def stage_images(
     sources: Sequence[Source], folder: Path, resize: int, crop: int, max_side: int, max_bytes: float
 ) -> Staged:
-    """Decode `sources` into `folder`; training images encoded, where their pixels would take more than `max_bytes`.
+    """Decode `sources` into `folder`; encoded, where the training images' pixels would take more than `max_bytes`.
 
     A source without a split is stored in both forms: which split it goes to is decided by its content, later.
     """
@@ -79,30 +76,34 @@ def stage_images(
         rows = {split: _number(source for source in longest if source.split in (split, None)) for split in SPLITS}
         side = min(max(longest.values(), default=1), max_side)
         encoded = len(rows["train"]) * side**2 * 3 > max_bytes
-        stored = {"train": folder / ("shards" if encoded else "train.npy"), "test": folder / "test.npy"}
-        canvases = None if encoded else create_pixels(stored["train"], len(rows["train"]), side)
-        crops = create_pixels(stored["test"], len(rows["test"]), crop)
+        stored = {split: folder / (f"{split}-shards" if encoded else f"{split}.npy") for split in SPLITS}
+        sides = {} if encoded else {"train": side, "test": crop}
+        pixels = {split: create_pixels(stored[split], len(rows[split]), sides[split]) for split in sides}
 
-        def store(source: Source) -> tuple[Image | Skipped, bytes]:
-            row, test_row = (rows[split].get(source.path) for split in SPLITS)
-            canvas = None if canvases is None or row is None else canvases[row]
-            cropped = None if test_row is None else crops[test_row]
-            return _store(source, canvas, cropped, resize, max_side, encoded=encoded and row is not None)
+        def store(source: Source) -> tuple[Image | Skipped, dict[str, bytes]]:
+            places = {split: pixels[split][rows[split][source.path]] for split in pixels if source.path in rows[split]}
+            return _store(source, places, resize, max_side, encoded=encoded)
 
-        done = tqdm(in_order(pool, store, longest), total=len(longest), desc="decode", unit=" images")
-        with ShardWriter(stored["train"]) if encoded else nullcontext() as shards:
-            found = [_write(shards, image, data, rows["train"]) for image, data in done]
-    for pixels in (canvases, crops):
-        if pixels is not None:
-            pixels.flush()
+        done = tqdm(in_order(pool, store, longest), total=len(longest), desc="decode", unit=" images", disable=None)
+        with ExitStack() as stack:
+            shards = {split: stack.enter_context(ShardWriter(stored[split])) for split in SPLITS if encoded}
+            found = [_write(shards, image, files, rows) for image, files in done]
+    for array in pixels.values():
+        array.flush()
     skipped = [image for image in (*probed.values(), *found) if isinstance(image, Skipped)]
     skipped.sort(key=lambda entry: entry.source.path)
-    return Staged(tuple(image for image in found if isinstance(image, Image)), tuple(skipped), stored, rows)
+    return Staged(tuple(image for image in found if isinstance(image, Image)), tuple(skipped), stored, rows, encoded)
 
 
-def _write(shards: ShardWriter | None, image: Image | Skipped, data: bytes, rows: Mapping[str, int]) -> Image | Skipped:
-    if shards and image.source.path in rows:
-        shards.append(data)
+def _write(
+    shards: Mapping[str, ShardWriter],
+    image: Image | Skipped,
+    files: Mapping[str, bytes],
+    rows: Mapping[str, Mapping[str, int]],
+) -> Image | Skipped:
+    for split, writer in shards.items():
+        if image.source.path in rows[split]:
+            writer.append(files.get(split, b""))
     return image
 
 
@@ -122,16 +123,19 @@ def _number(sources: Iterable[Source]) -> dict[str, int]:
 
 
 def write_split(staged: Staged, split: str, images: Sequence[Image], side: int, folder: Path) -> None:
-    """Write pixels.npy or shards, labels.npy and, for training, sizes.npy of `images`, in this order, into a new folder."""
+    """Write `images`, in this order, into a new folder: what `dataset` describes, but for the lists of files."""
     folder.mkdir()
     rows = [staged.rows[split][image.source.path] for image in images]
-    if staged.stored[split].is_dir():
-        take_rows(staged.stored[split], rows, folder)
-    else:
-        _take(staged.stored[split], rows, side, folder / "pixels.npy")
     np.save(folder / "labels.npy", np.array([image.source.label for image in images], dtype=np.int64))
     if split == "train":
         np.save(folder / "sizes.npy", np.array([image.size for image in images], dtype=np.int32))
+    else:  # for stages that may not read the labels
+        folder = folder / "images"
+        folder.mkdir()
+    if staged.encoded:
+        take_rows(staged.stored[split], rows, folder)
+    else:
+        _take(staged.stored[split], rows, side, folder / "pixels.npy")
 
 
 def _take(staged: Path, rows: Sequence[int], side: int, path: Path) -> None:
@@ -141,7 +145,7 @@ def _take(staged: Path, rows: Sequence[int], side: int, path: Path) -> None:
         staged.replace(path)
         return
     pixels = create_pixels(path, len(rows), side)
-    for target, row in enumerate(tqdm(rows, desc=f"write {path.parent.name}", unit=" images")):
+    for target, row in enumerate(tqdm(rows, desc=f"write {path.parent.name}", unit=" images", disable=None)):
         pixels[target] = array[row, :side, :side]
     pixels.flush()
 
@@ -185,19 +189,24 @@ def _probe(source: Source) -> int | Skipped:
 
 
 def _store(
-    source: Source, canvas: np.ndarray | None, cropped: np.ndarray | None, resize: int, max_side: int, *, encoded: bool
-) -> tuple[Image | Skipped, bytes]:
-    """Store the image in the rows given; returns it, and its file where training images are `encoded`."""
+    source: Source, places: Mapping[str, np.ndarray], resize: int, max_side: int, *, encoded: bool
+) -> tuple[Image | Skipped, dict[str, bytes]]:
+    """Write the image into its places, the rows of each split's array; returns it, and its file for each split where images are `encoded`."""
     try:
         decoded = decode(source.file)
     except UnusableError as error:
-        return Skipped(source, error.kind, printable(str(error))), b""
-    kept = decoded.pixels if canvas is None and not encoded else shrink(decoded.pixels, max_side)
-    if canvas is not None:
-        place(kept, canvas, np.zeros(2, np.int32))
-    if cropped is not None:
-        cropped[:] = resize_center_crop(decoded.pixels, resize, len(cropped))
-    data, own = encode(kept, source.file.read_bytes()) if encoded else (b"", False)
-    downscaled = kept.shape != decoded.pixels.shape
-    digest, (height, width) = content_digest(decoded.pixels), kept.shape[:2]
-    return Image(source, digest, (height, width), decoded.mode, decoded.rotated, downscaled, own), data
+        return Skipped(source, error.kind, printable(str(error))), {}
+    smaller = decoded.pixels if source.split == "test" else shrink(decoded.pixels, max_side)
+    if "train" in places:
+        place(smaller, places["train"], np.zeros(2, np.int32))
+    if "test" in places:
+        places["test"][:] = resize_center_crop(decoded.pixels, resize, len(places["test"]))
+    downscaled = smaller.shape != decoded.pixels.shape
+    files, own = dict[str, bytes](), False
+    if encoded:
+        file = source.file.read_bytes()
+        own = max(decoded.pixels.shape[:2]) <= max_side and decodes_to(file, decoded.pixels)
+        ways = {"train": lambda: to_jpeg(smaller), "test": lambda: to_png(decoded.pixels, resize)}
+        files = {split: file if own else encode() for split, encode in ways.items() if source.split in (split, None)}
+    digest, (height, width) = content_digest(decoded.pixels), smaller.shape[:2]
+    return Image(source, digest, (height, width), decoded.mode, decoded.rotated, downscaled, own), files

@@ -15,6 +15,7 @@ from stages.report.heatmaps import grad_cam, overlay
 from stages.shared import artifacts
 from stages.shared.checkpoint import load_checkpoint
 from stages.shared.dataset import load_test_pixels
+from stages.shared.encoded import Crops
 from stages.shared.files import read_json
 
 NUM_MISTAKES = 8  # pictures a recipe
@@ -88,7 +89,7 @@ def surest_right(rows: Rows, count: int, max_classes: int) -> list[int]:
     return chosen
 
 
-def show(recipe: str, rows: Rows, pixels: np.ndarray, chosen: Sequence[int]) -> list[Answer]:
+def show(recipe: str, rows: Rows, pixels: Crops, chosen: Sequence[int]) -> list[Answer]:
     """The chosen rows with their pictures; `rows` of predictions.csv lie in the order of `pixels`."""
     if not chosen:
         return []

@@ -15,8 +15,8 @@ SOURCE_MODEL = ROOT / "download" / "model"  # source.json, and weights.safetenso
 PRETRAIN = ROOT / "pretrain"  # summary.json, and weights.safetensors where a source model was trained
 
 # preprocess
-TRAIN_SPLIT = ROOT / "preprocess" / "train"  # pixels.npy, sizes.npy, labels.npy
-TEST_SPLIT = ROOT / "preprocess" / "test"  # pixels.npy, labels.npy (opened by evaluations alone), files.json
+TRAIN_SPLIT = ROOT / "preprocess" / "train"  # its images, sizes.npy, labels.npy
+TEST_SPLIT = ROOT / "preprocess" / "test"  # images/, labels.npy (opened by evaluations alone), files.json
 MANIFEST = ROOT / "preprocess" / "manifest.json"
 PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
 

@@ -5,7 +5,8 @@ preprocess/
   train/index.npy   and shards of the images encoded (encoded.py)
   train/sizes.npy   int32 (N, 2): each image's (height, width) on its canvas
   train/labels.npy  int64 (N,)
-  test/pixels.npy   uint8 (M, crop, crop, 3): resized and cropped as the model is fed
+  test/images/pixels.npy   uint8 (M, crop, crop, 3): resized and cropped as the model is fed; or, encoded like train,
+  test/images/index.npy    and shards of what the test transform makes the same of, and cut.json: its resize and crop
   test/labels.npy   int64 (M,): read by evaluation alone, so that nothing is chosen by them
   test/labels_before_fixes.npy   int64 (M,): the same as the folders have them, without the fix list
   test/files.json   the test rows' source files and digests, in row order
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stages.shared.encoded import EncodedImages
+from stages.shared.encoded import Crops, EncodedCrops, EncodedImages, Pixels
 from stages.shared.files import read_json, write_json
 from stages.shared.transforms import Transform, resize_center_crop
 
@@ -29,7 +30,7 @@ NOT_IN_TEST = -1  # among the labels before fixes: an image that the fix list mo
 @dataclass(frozen=True)
 class TrainSplit:
     # pixels[row] is uint8 (S, S, 3), image top-left, zeros elsewhere; or, encoded, just the image
-    pixels: np.ndarray | EncodedImages
+    pixels: Pixels
     sizes: np.ndarray  # (N, 2) int32: height, width
     labels: np.ndarray  # (N,) int64
 
@@ -48,7 +49,7 @@ class TrainSplit:
 class TestSplit:
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    pixels: np.ndarray  # (M, crop, crop, 3) uint8
+    pixels: Crops  # (M, crop, crop, 3) uint8
     labels: np.ndarray  # (M,) int64
 
     def __post_init__(self) -> None:
@@ -139,7 +140,7 @@ def load_train_split(folder: Path, memory: int = 0) -> TrainSplit:
 
 
 def load_test_split(folder: Path) -> TestSplit:
-    """Memory-map the test split, labels and all. Raises ValueError naming a missing or inconsistent file."""
+    """Open the test split, labels and all. Raises ValueError naming a missing or inconsistent file."""
     pixels, labels = load_test_pixels(folder), _load(folder / "labels.npy")
     try:
         return TestSplit(pixels, labels)
@@ -161,14 +162,23 @@ def load_labels_before_fixes(folder: Path, num_images: int) -> np.ndarray:
     return labels
 
 
-def load_test_pixels(folder: Path) -> np.ndarray:
-    """Memory-map the test images alone, uint8 (M, crop, crop, 3). Raises ValueError naming a missing or broken file."""
-    pixels = _load(folder / "pixels.npy")
+def load_test_pixels(folder: Path) -> Crops:
+    """Open the test images alone, uint8 (M, crop, crop, 3). Raises ValueError naming a missing or broken file."""
+    folder = folder / "images"
+    encoded = (folder / "index.npy").exists()
+    images = _load(folder / f"{'index' if encoded else 'pixels'}.npy")
     try:
-        _check_pixels(pixels)
-    except ValueError as error:
+        if encoded:
+            return EncodedCrops(EncodedImages(folder, images, side=0), **read_json(folder / "cut.json"))
+        _check_pixels(images)
+    except (ValueError, TypeError, FileNotFoundError) as error:
         raise _rerun(folder, error) from None
-    return pixels
+    return images
+
+
+def save_cut(folder: Path, transform: Transform) -> None:
+    """Note how encoded test images are cut."""
+    write_json(folder / "images" / "cut.json", {"resize": transform.resize, "crop": transform.crop})
 
 
 def save_test_files(folder: Path, files: Sequence[TestFile]) -> None:
@@ -213,11 +223,11 @@ def _load(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: not a whole array file ({error}); run preprocess again") from None
 
 
-def _rerun(folder: Path, error: ValueError) -> ValueError:
+def _rerun(folder: Path, error: Exception) -> ValueError:
     return ValueError(f"{folder}: {error}; run preprocess again")
 
 
-def _check(pixels: np.ndarray | EncodedImages, labels: np.ndarray) -> tuple[int, int]:
+def _check(pixels: Pixels, labels: np.ndarray) -> tuple[int, int]:
     """The number of images and the side of their square."""
     if isinstance(pixels, np.ndarray):
         _check_pixels(pixels)

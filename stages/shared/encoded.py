@@ -1,19 +1,21 @@
-"""Images kept encoded: JPEG files end to end in a few large shards, decoded when they are asked for.
+"""Images kept encoded: JPEG or PNG files end to end in a few large shards, decoded when they are asked for.
 
-shard-000.bin …  the JPEG files of the images, in row order
+shard-000.bin …  the files of the images, in row order
 index.npy        (N,) of INDEX: where each image's file lies, and its checksum
 """
 
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import torch
+
+from stages.shared.transforms import resize_center_crop
 
 INDEX = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("crc32", "<u4")])  # bytes
 AHEAD = 128  # images decoded before they are asked for, at most
@@ -73,12 +75,12 @@ class EncodedImages:
     def decode(self, row: int) -> np.ndarray:
         """Raises ValueError naming the shard and the image where its bytes are not those that were written."""
         try:
-            return decode_jpeg(self.read(row))
+            return decode_file(self.read(row))
         except RuntimeError as error:
             raise self._damaged(row, str(error)) from None
 
     def read(self, row: int) -> bytearray:
-        """The image's JPEG file."""
+        """The image's file."""
         entry = self.index[row]
         data = bytearray(int(entry["length"]))
         # Not a memory map: its pages would count as this process's memory, however many have been read.
@@ -90,6 +92,38 @@ class EncodedImages:
     def _damaged(self, row: int, reason: str) -> ValueError:
         path = shard_path(self.folder, int(self.index[row]["shard"]))
         return ValueError(f"{path}: image {row} is damaged ({reason}); run preprocess again")
+
+
+class EncodedCrops:
+    """Images under the test transform, all or those of some `rows`: `crops[row]`, `crops[start:stop]` and `crops[rows]` are arrays.
+
+    It stands where an array uint8 (N, crop, crop, 3) may stand; each image is decoded, resized and cut whenever it is asked for.
+    """
+
+    def __init__(self, images: EncodedImages, resize: int, crop: int, rows: Sequence[int] | None = None) -> None:
+        self.images, self.rows, self.resize = images, range(len(images)) if rows is None else rows, resize
+        self.shape = (len(self.rows), crop, crop, 3)
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64))  # of the array
+        self._pool = ThreadPoolExecutor(torch.get_num_threads(), "crop")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        if isinstance(rows, int | np.integer):
+            return self._cut(int(rows))
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows
+        crops = np.empty((len(chosen), *self.shape[1:]), dtype=np.uint8)
+        for crop, cut in zip(crops, self._pool.map(self._cut, chosen), strict=True):
+            crop[:] = cut
+        return crops
+
+    def _cut(self, row: int) -> np.ndarray:
+        return resize_center_crop(self.images[self.rows[row]], self.resize, self.shape[1])
+
+
+Crops = np.ndarray | EncodedCrops  # uint8 (N, crop, crop, 3)
+Pixels = Crops | EncodedImages  # images by row, on canvases (N, side, side, 3) or without
 
 
 def check_shards(folder: Path, index: np.ndarray) -> None:
@@ -104,9 +138,9 @@ def check_shards(folder: Path, index: np.ndarray) -> None:
             raise ValueError(f"{path.name} has {size} bytes of {needed}: it was cut short")
 
 
-def decode_jpeg(data: bytearray) -> np.ndarray:
-    """uint8 (height, width, 3) of a JPEG file's bytes. Raises RuntimeError where they are none."""
-    from torchvision.io import ImageReadMode  # importing it takes a second, which the other store need not spend
-    from torchvision.io import decode_jpeg as decode
+def decode_file(data: bytearray) -> np.ndarray:
+    """uint8 (height, width, 3) of a JPEG or PNG file's bytes. Raises RuntimeError where they are neither."""
+    # Importing it takes a second, which the other store need not spend.
+    from torchvision.io import ImageReadMode, decode_image
 
-    return decode(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    return decode_image(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()

@@ -1,10 +1,9 @@
 """Compute the input of a network's trained end for each image, once instead of in every epoch."""
 
-import numpy as np
 import torch
 from torch import nn
 
-from stages.shared.encoded import EncodedImages
+from stages.shared.encoded import Pixels
 from stages.shared.image_source import image_source
 from stages.shared.model import train_mode
 from stages.shared.reproducibility import Execution
@@ -16,7 +15,7 @@ from stages.shared.transforms import Transform
 def compute_features(
     model: nn.Module,
     tail: nn.Module,
-    pixels: np.ndarray | EncodedImages,
+    pixels: Pixels,
     transform: Transform,
     batch_size: int,
     execution: Execution,

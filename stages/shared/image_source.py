@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.shared.encoded import EncodedImages
+from stages.shared.encoded import Pixels
 from stages.shared.sampling import Draws
 from stages.shared.streaming import stream_batches, to_device
 from stages.shared.transforms import (
@@ -28,7 +28,7 @@ Cut = Callable[[Draws], torch.Tensor]
 
 
 def image_source(
-    pixels: np.ndarray | EncodedImages,
+    pixels: Pixels,
     transform: Transform,
     num_rows: int,
     dtype: torch.dtype,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
+from stages.shared.encoded import Crops
 from stages.shared.memory import with_fitting_batch
 from stages.shared.metrics import relative_error
 from stages.shared.streaming import stream_batches
@@ -21,7 +22,7 @@ from stages.shared.transforms import Transform, normalize, rescale, rescaling
 @torch.inference_mode()
 def predict_logits(
     model: nn.Module,
-    pixels: np.ndarray,
+    pixels: Crops,
     transform: Transform,
     *,
     device: torch.device,
@@ -78,7 +79,7 @@ def fast_predictor(
     batch_size: int,
     precision: torch.dtype = torch.bfloat16,
     compiled: bool = True,
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[Crops], np.ndarray]:
     """A function from uint8 (n, height, width, 3) pixels to float32 (n, classes): batch norms folded, `precision`, compiled.
 
     The first call compiles, which takes a minute on a slow CPU: it pays from some thousands of images. bfloat16 keeps three
@@ -94,7 +95,7 @@ def fast_predictor(
     run = torch.compile(forward, dynamic=False) if compiled else forward
 
     @torch.inference_mode()
-    def predict(pixels: np.ndarray) -> np.ndarray:
+    def predict(pixels: Crops) -> np.ndarray:
         share = batches_on_device if device.type == "cuda" else batches_on_host
         logits = [run(batch)[:size] for batch, size in share(pixels, batch_size, device)]
         return torch.cat(logits).cpu().numpy()
@@ -102,14 +103,14 @@ def fast_predictor(
     return predict
 
 
-def batches_on_host(pixels: np.ndarray, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
+def batches_on_host(pixels: Crops, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
     """Batches of `batch_size` images, each with the number of those that are no padding, read one by one: the map may be larger than memory."""
     for start in range(0, len(pixels), batch_size):
         share = torch.from_numpy(np.array(pixels[start : start + batch_size]))
         yield F.pad(share, (0, 0, 0, 0, 0, 0, 0, batch_size - len(share))), len(share)
 
 
-def batches_on_device(pixels: np.ndarray, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
+def batches_on_device(pixels: Crops, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, int]]:
     """The same, always in one place on the device: the next batch is on its way while this one is computed."""
     fetch, block = stream_batches(pixels, batch_size, device)
     for index in torch.arange(len(pixels)).split(batch_size):

@@ -1,7 +1,7 @@
 """Store the network's float64 logits of the test split, without labels; parity is judged by them.
 
 It is bound to the weights and to the crops by their digests. The crops themselves are not copied: they are
-preprocess/test/pixels.npy, a tracked output already, and a hundred megabytes for the default experiment.
+preprocess/test/images, a tracked output already, and a hundred megabytes for the default experiment.
 """
 
 import hashlib
@@ -13,7 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from stages.shared.encoded import Crops
 from stages.shared.files import replacing
+
+CHUNK = 256  # images that are digested at a time
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Reference:
     float32: np.ndarray  # (images, classes) logits, torch on the CPU
 
 
-def save_reference(path: Path, reference: Reference, crops: np.ndarray, weights_digest: str) -> None:
+def save_reference(path: Path, reference: Reference, crops: Crops, weights_digest: str) -> None:
     """Write one safetensors file; `crops` are uint8 (images, crop, crop, 3)."""
     facts = {"weights_digest": weights_digest, "crops_sha256": _digest(crops)}
     with replacing(path) as part:
@@ -30,7 +33,7 @@ def save_reference(path: Path, reference: Reference, crops: np.ndarray, weights_
         part.write_bytes(save(tensors, metadata={"facts": json.dumps(facts, sort_keys=True)}))
 
 
-def load_reference(path: Path, crops: np.ndarray, weights_digest: str) -> Reference:
+def load_reference(path: Path, crops: Crops, weights_digest: str) -> Reference:
     """Raises ValueError when the file is missing, damaged, or made from other weights or crops."""
     try:
         with safe_open(path, framework="np") as file:
@@ -49,5 +52,8 @@ def load_reference(path: Path, crops: np.ndarray, weights_digest: str) -> Refere
     return reference
 
 
-def _digest(crops: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(crops).data).hexdigest()
+def _digest(crops: Crops) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(crops), CHUNK):
+        digest.update(np.ascontiguousarray(crops[start : start + CHUNK]).data)
+    return digest.hexdigest()

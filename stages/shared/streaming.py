@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from stages.shared.encoded import EncodedImages
+from stages.shared.encoded import EncodedImages, Pixels
 
 
 def stream_batches(
-    host: np.ndarray | EncodedImages, num_rows: int, device: torch.device
+    host: Pixels, num_rows: int, device: torch.device
 ) -> tuple[Callable[[torch.Tensor], None], torch.Tensor]:
     """Return `fetch` and the device block that it fills: `fetch(index)` copies the rows `index` (b,) of `host`, b at most `num_rows`.
 
@@ -44,7 +44,7 @@ def stream_batches(
     return fetch, block
 
 
-def row_copier(host: np.ndarray | EncodedImages) -> Callable[[np.ndarray, np.ndarray], None]:
+def row_copier(host: Pixels) -> Callable[[np.ndarray, np.ndarray], None]:
     """A function that copies the rows `index` (b,) of `host` to the first b of a buffer, on as many threads as torch uses.
 
     By numpy, which copies a row at a time: torch.index_select takes seven times as long over rows of bytes.
@@ -68,13 +68,14 @@ def row_copier(host: np.ndarray | EncodedImages) -> Callable[[np.ndarray, np.nda
     return copy
 
 
-def to_device(host: np.ndarray | EncodedImages, device: torch.device, num_rows: int = 256) -> torch.Tensor:
+def to_device(host: Pixels, device: torch.device, num_rows: int = 256) -> torch.Tensor:
     """All images on the device, uint8 (N, side, side, 3)."""
     if isinstance(host, np.ndarray):
         return torch.from_numpy(host).to(device)
     copy, resident = row_copier(host), torch.empty(host.shape, dtype=torch.uint8, device=device)
     buffer = torch.empty((num_rows, *host.shape[1:]), dtype=torch.uint8)
-    host.expect(range(len(host)))
+    if isinstance(host, EncodedImages):
+        host.expect(range(len(host)))
     for index in torch.arange(len(host)).split(num_rows):
         copy(index.numpy(), buffer.numpy())
         resident[index[0] : index[-1] + 1] = buffer[: len(index)].to(device)

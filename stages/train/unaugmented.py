@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stages.shared.dataset import TrainSplit, fixed_crops
+from stages.shared.encoded import EncodedCrops, EncodedImages, Pixels
 from stages.shared.feature_extraction import compute_features
 from stages.shared.model import trainable_tail
 from stages.shared.reproducibility import Execution
@@ -37,7 +38,11 @@ def without_augmentation(
 
 
 def cropped(split: TrainSplit, chosen: torch.Tensor, transform: Transform) -> TrainSplit:
-    """The images `chosen` (n,) of `split`, as the test transform cuts them, as a split of their own."""
-    pixels = fixed_crops(split, chosen.tolist(), transform)
+    """The images `chosen` (n,) of `split`, as the test transform cuts them, as a split of their own: cut now, or, of many, when they are read."""
+    rows, pixels = chosen.tolist(), split.pixels
+    if isinstance(pixels, EncodedImages):
+        crops: Pixels = EncodedCrops(pixels, transform.resize, transform.crop, rows)
+    else:
+        crops = fixed_crops(split, rows, transform)
     sizes = np.full((len(chosen), 2), transform.crop, dtype=np.int32)
-    return TrainSplit(pixels, sizes, np.asarray(split.labels)[chosen.numpy()])
+    return TrainSplit(crops, sizes, np.asarray(split.labels)[chosen.numpy()])
