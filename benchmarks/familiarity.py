@@ -3,14 +3,15 @@
     python -m benchmarks.familiarity TASK --real DIR --work DIR [--near TASK …] [--write]
 
 Each way scores the test split of TASK (see benchmarks.quality) against pictures of other kinds: far ones drawn here (noise, coloured
-blobs, text, kitchens), near ones from other tasks' test splits. The features are the frozen source network's, and the
-last ones of the network that the recipe `tuned` trained. A task's rows are replaced in results/familiarity.json by --write.
+blobs, text, drawings), near ones from other tasks' test splits. The features are the last ones of three networks: two as they came,
+and one after the recipe `tuned`. A task's rows are replaced in results/familiarity.json by --write.
 """
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import onnxruntime
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from scipy.special import logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -36,6 +38,7 @@ from stages.shared.transforms import resize_center_crop
 from synthetic_images import SOURCE_CLASSES, draw_source
 
 RESULT = Path(__file__).parent / "results" / "familiarity.json"
+RESNET = "resnet18-food100.pth"
 NUM_OTHERS = 100  # pictures of each kind
 NEIGHBOURS = 5
 CPU = torch.device("cpu")
@@ -56,7 +59,7 @@ def main() -> None:
         name: prepare(name, real, work).test_pixels[:: max(1, len(prepare(name, real, work).test_pixels) // NUM_OTHERS)]
         for name in options.near
     }
-    rows = {"frozen": areas(*frozen_network(task), task, others), "last": areas(*tuned_network(task), task, others)}
+    rows = {name: areas(*network, task, others) for name, network in networks(task, real)}
     print(json.dumps(rows, indent=1), flush=True)
     if options.write:
         results = read_json(RESULT) if RESULT.exists() else {}
@@ -68,21 +71,24 @@ def about() -> dict[str, Any]:
         "command": "python -m benchmarks.familiarity",
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe_machine(CPU)["device"],
-        "network": f"{ARCHITECTURE} at {CROP} px; `last`: after the recipe tuned",
+        "pixels": CROP,
         "what": "area under the ROC curve, the task's test split against each kind of other pictures",
-        "milliseconds_an_image": {"features": 512, "classes": 10, "graph": round(milliseconds(512, 10), 3)},
+        "milliseconds_an_image": {
+            f"{size} features, 10 classes": round(milliseconds(size, 10), 3) for size in (512, 1280)
+        },
     }
 
 
-def frozen_network(task: Task) -> tuple[nn.Module, nn.Module]:
-    return load_network(ARCHITECTURE, task.source, CROP)
-
-
-def tuned_network(task: Task) -> tuple[nn.Module, nn.Module]:
-    model, _ = train_ours("tuned", task, seed=0)
-    return model.requires_grad_(False), head_module(
-        model, head_parameters(ARCHITECTURE, CROP)
-    )  # frozen: as in inference
+def networks(task: Task, real: Path) -> Iterator[tuple[str, tuple[nn.Module, nn.Module]]]:
+    """Each network's name, and it with its head."""
+    yield f"{ARCHITECTURE}, frozen", load_network(ARCHITECTURE, task.source, CROP)
+    tuned, _ = train_ours("tuned", task, seed=0)
+    tuned.requires_grad_(False)
+    yield f"{ARCHITECTURE}, tuned", (tuned, head_module(tuned, head_parameters(ARCHITECTURE, CROP)))
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        save_file(torch.load(real / RESNET, weights_only=True), weights)
+        yield "resnet18, frozen", load_network("resnet18", weights, CROP)
 
 
 def areas(

@@ -72,3 +72,14 @@ def test_rates_are_of_all_runs_together():
     found = rates([{"task": "t", "seed": 0, **run, **accuracy}, {"task": "t", "seed": 1, **missed}])
     assert (found["recall"], found["precision"], found["leaks_found"]) == (0.25, 0.5, 0.5)
     assert (found["regained"], found["regained_with_a_person"]) == (0.5, 1.0)
+
+
+def test_what_was_regained_of_a_cost_within_chance_is_not_said():
+    run = {**found_labels(REPORT, PLANTED), **found_leaks(REPORT, PLANTED), **found_odd(REPORT, PLANTED)}
+    accuracy = {"accuracy_clean": 0.9, "accuracy_fixed": 0.85, "accuracy_reviewed": 0.9}
+    noisy = [
+        {"task": "t", "seed": row, **run, **accuracy, "accuracy_faulty": faulty}
+        for row, faulty in enumerate((0.8, 0.92))
+    ]
+    found = rates(noisy)
+    assert (found["cost"], found["cost_standard_error"], found["regained"]) == (0.04, 0.06, None)

@@ -20,6 +20,7 @@ from stages.inspect.duplicates import find_pairs
 from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, choose_num_folds, group_images
 from stages.inspect.labels import find_wrong_labels, neighbour_probabilities, out_of_fold_probabilities
 from stages.inspect.odd import find_odd, looks_of
+from stages.inspect.proposals import propose
 from stages.inspect.structure import structure_of
 from stages.preprocess.fixes import read_fixes
 from stages.shared import artifacts
@@ -303,6 +304,13 @@ def test_proposals_are_a_fix_list_that_preprocess_reads_and_never_overwrite_a_pe
         inspect.main("--write", "proposals.yaml")
     with pytest.raises(ValueError, match="unknown words '--right x'"):
         inspect.main("--right", "x")
+
+
+def test_blank_pictures_are_proposed_for_dropping_other_odd_ones_are_not():
+    odd = [{"file": "a", "reasons": ["far from its class", "blank"]}, {"file": "b", "reasons": ["dark"]}]
+    issue = {"file": "a", "given": "x", "proposed": "y", "confidence": 0.9}
+    entries = propose({"leaks": [], "odd": odd, "label_issues": [issue]}, {"a": "1", "b": "2"})
+    assert entries == [{"file": "a", "sha256": "1", "action": "drop", "reason": "blank"}]
 
 
 def test_the_page_shows_the_leak_in_a_pair_and_escapes_names(project):

@@ -1,10 +1,10 @@
 """Plant faults into photo sets, let the inspect stage look for them, and count what it finds and what that is worth.
 
-    python -m benchmarks.planted_faults --real DIR --work DIR [--tasks …] [--seeds 0 1 2] [--write]
+    python -m benchmarks.planted_faults --real DIR --work DIR [--tasks …] [--seeds 0 1 2] [--flipped 0.05] [--write]
 
 DIR has *.zip, tasks/*.zip and a backbone, as for benchmarks.quality. For each task and seed a copy of the set gets faults: 5 % of
 the training labels are flipped, a tenth of the test images lie in training too (resized, recompressed, cropped, mirrored or
-recoloured), ten odd pictures are added. The download, preprocess, features and inspect stages run on it as they are. Each (task, seed)
+recoloured), ten odd pictures are added (--flipped says another share). The download, preprocess, features and inspect stages run on it as they are. Each (task, seed)
 is a line of WORK/planted.jsonl, and what has a line is not run again; --write makes results/planted_faults.json of them.
 """
 
@@ -16,11 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ruamel.yaml import YAML
 
 from benchmarks.planted_faults.measure import accuracies, found_labels, found_leaks, found_odd
-from benchmarks.planted_faults.plant import plant
+from benchmarks.planted_faults.plant import FLIPPED, plant
 from benchmarks.quality.tasks import ARCHITECTURE, CROP, task_names, working_in, write_params
 from stages import features
 from stages.download import __main__ as download
@@ -31,18 +32,21 @@ from stages.shared.files import read_json, write_json
 from stages.shared.reproducibility import describe_machine
 
 RESULT = Path(__file__).parents[1] / "results" / "planted_faults.json"
+NO_SUMS = ("task", "seed", "flipped", "leaks_by_change")
 TARGETS = {"recall": 0.8, "precision": 0.7, "leaks_found": 0.99, "clean_flagged": 0.005, "regained": 0.67}
+Run = dict[str, Any]
 
 
 def main() -> None:
     options = parse_arguments()
     real, work = options.real.resolve(), options.work.resolve()
     lines = work / "planted.jsonl"
-    done = {(run["task"], run["seed"]) for run in read_lines(lines)}
+    done = {(run["task"], run["seed"], run["flipped"]) for run in read_lines(lines)}
     for seed in options.seeds:
         for task in options.tasks or task_names(real):
-            if (task, seed) not in done:
-                run = {"task": task, "seed": seed, **measure(task, seed, real, work)}
+            if (task, seed, options.flipped) not in done:
+                found = measure(task, seed, options.flipped, real, work)
+                run = {"task": task, "seed": seed, "flipped": options.flipped, **found}
                 with lines.open("a") as file:
                     file.write(json.dumps(run) + "\n")
                 print(json.dumps(run), flush=True)
@@ -56,15 +60,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="where sets are prepared and runs recorded")
     parser.add_argument("--tasks", nargs="*", help="names of tasks; all where none is named")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--flipped", type=float, default=FLIPPED, help="share of the training labels")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/planted_faults.json")
     return parser.parse_args()
 
 
-def measure(task: str, seed: int, real: Path, work: Path) -> dict[str, Any]:
+def measure(task: str, seed: int, flipped: float, real: Path, work: Path) -> dict[str, Any]:
     """One planting: what was found of it, and the accuracy before and after."""
-    images = unpack(task, real, work / task)
-    planted = plant(images, work / f"{task}-{seed}" / "planted", seed)
-    with working_in(work / f"{task}-{seed}"):
+    images, folder = unpack(task, real, work / task), work / f"{task}-{seed}-{flipped}"
+    planted = plant(images, folder / "planted", seed, flipped)
+    with working_in(folder):
         seconds = inspect_images(task, real)
         report = read_json(artifacts.INSPECTION / "report.json")
         return {
@@ -101,9 +106,8 @@ def inspect_images(task: str, real: Path) -> float:
     return time.perf_counter() - start
 
 
-def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The results file: sums over each task's seeds, over all, and every run."""
-    tasks = {task: [run for run in runs if run["task"] == task] for task in dict.fromkeys(run["task"] for run in runs)}
+def summarize(runs: Sequence[Run]) -> dict[str, Any]:
+    """The results file: for each share of flipped labels, rates over each task's seeds and over all; and every run."""
     return {
         "command": "python -m benchmarks.planted_faults",
         "date": time.strftime("%Y-%m-%d"),
@@ -111,22 +115,31 @@ def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "scikit-learn", "cleanlab", "numpy")},
         "network": f"{ARCHITECTURE} at {CROP} px",
         "targets": TARGETS,
-        "tasks": {task: rates(of_task) for task, of_task in tasks.items()},
-        "all": rates(runs),
+        "flipped": {str(share): by_task(of_share) for share, of_share in grouped(runs, "flipped").items()},
         "runs": list(runs),
     }
 
 
-def rates(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shares over some runs together, null where there is nothing to divide by."""
-    total = {key: sum(run[key] for run in runs) for key in runs[0] if key not in ("task", "seed", "leaks_by_change")}
+def by_task(runs: Sequence[Run]) -> dict[str, Any]:
+    return {**{task: rates(of_task) for task, of_task in grouped(runs, "task").items()}, "all": rates(runs)}
+
+
+def grouped(runs: Sequence[Run], key: str) -> dict[Any, list[Run]]:
+    return {value: [run for run in runs if run[key] == value] for value in dict.fromkeys(run[key] for run in runs)}
+
+
+def rates(runs: Sequence[Run]) -> dict[str, Any]:
+    """Shares over some runs together, null where there is nothing to divide by; `regained` only of a cost beyond chance."""
+    total = {key: sum(run[key] for run in runs) for key in runs[0] if key not in NO_SUMS}
+    costs = np.array([run["accuracy_clean"] - run["accuracy_faulty"] for run in runs])
+    error = float(costs.std(ddof=1) / len(costs) ** 0.5) if len(costs) > 1 else float("inf")
 
     def share(part: str, whole: str) -> float | None:
         return round(total[part] / total[whole], 3) if total[whole] else None
 
     def regained(arm: str) -> float | None:
-        cost = total["accuracy_clean"] - total["accuracy_faulty"]
-        return round((total[arm] - total["accuracy_faulty"]) / cost, 2) if cost > 0 else None
+        gain = np.mean([run[arm] - run["accuracy_faulty"] for run in runs])
+        return round(float(gain / costs.mean()), 2) if costs.mean() > 2 * error else None
 
     means = {key: round(total[key] / len(runs), 4) for key in total if key.startswith("accuracy")}
     return {
@@ -137,12 +150,14 @@ def rates(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "clean_flagged": share("clean_held_for_leaks", "clean_images"),
         "odd_found": share("odd_found", "odd"),
         **means,
+        "cost": round(float(costs.mean()), 4),
+        "cost_standard_error": round(error, 4) if len(costs) > 1 else None,
         "regained": regained("accuracy_fixed"),
         "regained_with_a_person": regained("accuracy_reviewed"),
     }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Run]:
     path.parent.mkdir(parents=True, exist_ok=True)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -24,7 +24,7 @@ class Planted:
     odd: Mapping[str, str]  # file -> what is odd about it
 
 
-def plant(images: Path, target: Path, seed: int) -> Planted:
+def plant(images: Path, target: Path, seed: int, share_flipped: float = FLIPPED) -> Planted:
     """A copy of `images` in `target`, with faults."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(images, target)
@@ -34,7 +34,7 @@ def plant(images: Path, target: Path, seed: int) -> Planted:
     # Leaks and odd pictures are made first: of pictures that lie where they belong.
     leaks = plant_leaks(target, [test[row] for row in draw(generator, len(test), LEAKED)], generator)
     odd = plant_odd(target, [train[row] for row in generator.choice(len(train), NUM_ODD, replace=False)], generator)
-    flipped = flip([train[row] for row in draw(generator, len(train), FLIPPED)], classes, generator)
+    flipped = flip([train[row] for row in draw(generator, len(train), share_flipped)], classes, generator)
     return Planted(flipped, leaks, odd)
 
 

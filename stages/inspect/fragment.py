@@ -47,7 +47,11 @@ def shown_files(report: Mapping[str, Any]) -> set[str]:
 
 
 def map_points(features: np.ndarray, labels: np.ndarray, paths: Sequence[str]) -> list[tuple[float, float, str, str]]:
-    """x, y in 0 to 100, colour and name of at most POINTS images: the two main components of their features."""
+    """x, y in 0 to 100, colour and name of at most POINTS images: the two main components of their features.
+
+    Not t-SNE or UMAP: their clusters and the gaps between them depend on a perplexity that would have to be chosen, and one picture
+    more moves all others. Here a test split that lies beside the training split is one that differs from it.
+    """
     if len(features) < 3:
         return []
     places = PCA(2, svd_solver="randomized", random_state=0).fit_transform(features)

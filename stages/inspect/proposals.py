@@ -15,10 +15,13 @@ action: drop, relabel (to label), or move (to split: train or test).
 
 
 def propose(report: Mapping[str, Any], digests: Mapping[str, str]) -> list[dict[str, str]]:
-    """Entries for preprocess, one a file: leaks are dropped from training, labels that contradict are changed."""
+    """Entries for preprocess, one a file: leaks and blank pictures are dropped, labels that contradict are changed."""
     entries: dict[str, dict[str, str]] = {}
     for leak in report["leaks"]:
         entries.setdefault(leak["train"], {"action": "drop", "reason": f"near-duplicate of {leak['test']}"})
+    for picture in report["odd"]:
+        if "blank" in picture["reasons"]:  # the other odd ones may well show what they should
+            entries.setdefault(picture["file"], {"action": "drop", "reason": "blank"})
     for issue in report["label_issues"]:
         reason = f"labelled {issue['given']}, surer by {issue['confidence']:.2f}"
         entries.setdefault(issue["file"], {"action": "relabel", "label": issue["proposed"], "reason": reason})
