@@ -13,7 +13,7 @@ def test_alarms_are_raised_where_the_features_moved_and_not_on_the_same_source(m
     labels = np.arange(200) % 2
     same = generator.normal(size=(200, 16)) + 3 * np.eye(16)[labels]
     others = generator.normal(size=(60, 16)) + 5 * np.eye(16)[7]
-    shares = alarms({"same": same, "moved": same + 2 * np.eye(16)[5]}, labels, others, nights=10)
+    shares = alarms({"same": same, "moved": same + 2 * np.eye(16)[5]}, labels, others, nights=11)
     assert shares.pop("pictures") == 200
     assert shares.pop("same") <= 0.1
     assert shares == {"moved": 1.0, "one class only": 1.0, "half of them another task's": 1.0}
