@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -33,6 +34,7 @@ from stages.shared.params import load_params
 from stages.shared.sampling import plan_epoch
 from stages.shared.streaming import row_copier, to_device
 from stages.shared.transforms import Transform, resize_center_crop
+from stages.train.unaugmented import cropped
 from tests.experiment import ROOT as PROJECT
 from tests.test_training import model_and_head, train
 
@@ -278,6 +280,20 @@ def test_a_batch_of_crops_is_that_of_canvases_with_the_same_images(tmp_path):
     np.testing.assert_array_equal(buffer[:6], canvases)
 
 
+def test_images_without_augmentation_are_cut_when_they_are_read(tmp_path):
+    store(tmp_path, [picture(seed, 30 + seed, 48) for seed in range(5)])
+    sizes = np.array([(30 + seed, 48) for seed in range(5)], np.int32)
+    split = TrainSplit(opened(tmp_path), sizes, np.arange(5, dtype=np.int64))
+    crops = cropped(split, torch.tensor([4, 1, 3]), TRANSFORM)
+    assert isinstance(crops.pixels, EncodedCrops)
+    np.testing.assert_array_equal(crops.labels, [4, 1, 3])
+    expected = fixed_crops(split, [4, 1, 3], TRANSFORM)
+    np.testing.assert_array_equal(crops.pixels[:], expected)
+    buffer = np.zeros((4, 32, 32, 3), np.uint8)
+    row_copier(crops.pixels)(np.array([2, 0, 1]), buffer)  # as they are brought to a device
+    np.testing.assert_array_equal(buffer[:3], expected[[2, 0, 1]])
+
+
 def test_images_that_a_device_has_room_for_are_brought_there_whole(tmp_path):
     images = store(tmp_path, [picture(seed, 30 + seed, 48) for seed in range(5)])
     resident = to_device(opened(tmp_path), torch.device("cpu"), num_rows=2)
@@ -316,21 +332,16 @@ def test_a_damaged_shard_is_named(project, monkeypatch, damage):
         fixed_crops(load_train_split(TRAIN_SPLIT), range(16), TRANSFORM)
 
 
-def test_a_disk_that_fills_up_while_shards_are_written_loses_nothing(project, monkeypatch):
+def test_a_disk_that_fills_up_while_shards_are_written_loses_nothing(project):
     main()
-    before = outputs()
-    append, written = ShardWriter.append, []
-
-    def full(self, data):
-        written.append(len(data))
-        if len(written) > 4:
-            raise OSError(28, "No space left on device")
-        append(self, data)
-
+    before, (soft, hard) = outputs(), resource.getrlimit(resource.RLIMIT_FSIZE)
     draw("train/hot/another.jpg", picture(99))
-    monkeypatch.setattr(ShardWriter, "append", full)
-    with pytest.raises(OSError, match="No space left on device") as error:
-        main()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # as a full disk does, a limit ends a write in its middle
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.value.filename
     assert outputs() == before
     assert not (MANIFEST.parent / ".staging").exists()
