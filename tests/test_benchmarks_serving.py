@@ -10,13 +10,13 @@ from benchmarks.serving.references import infer_request
 from consumers.server import protocol
 
 
-def test_a_request_built_beforehand_holds_its_image() -> None:
-    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    head, _, body = infer_request(image).partition(b"\r\n\r\n")
+def test_a_request_built_beforehand_holds_its_images() -> None:
+    images = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+    head, _, body = infer_request(images).partition(b"\r\n\r\n")
     fields = dict(line.split(b": ") for line in head.split(b"\r\n")[1:])
     assert int(fields[b"Content-Length"]) == len(body)
-    asked = protocol.parse(body, fields[b"Inference-Header-Content-Length"].decode(), 1, 6)
-    assert (asked.images == image).all()
+    asked = protocol.parse(*protocol.split(body, fields[b"Inference-Header-Content-Length"].decode()), 2, 12)
+    assert (asked.images == images).all()
 
 
 async def load_of_a_server_that_answers(*answers: bytes) -> Load:

@@ -1,6 +1,7 @@
 """consumers/server/serve.py as a process, asked by clients that nobody here wrote: tritonclient and urllib."""
 
 import asyncio
+import gzip
 import http.client
 import json
 import os
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 
 from consumers import predict
+from consumers.server.limits import Admission, Limits
 from consumers.server.serve import listen
 from tests.exported_project import ROOT
 from tests.tiny_model import CLASSES, write_tiny_model
@@ -140,8 +142,8 @@ def test_refusals_are_json_and_say_why(server: Server) -> None:
         ("/classify", b"no picture", 400, "the picture is no image in"),
         ("/classify", b"", 400, "the picture is no image in"),
         ("/classify", picture()[:50], 400, "the picture cannot be decoded"),
-        ("/nothing", None, 404, "Not Found"),
-        ("/v2/models/other", None, 404, "no such model"),
+        ("/nothing", None, 404, "see /docs"),
+        ("/v2/models/other", None, 404, "the model is classifier, version 1"),
         ("/v2/models/classifier/infer", b"{", 400, "the request is no JSON"),
         ("/classify", None, 405, "Method Not Allowed"),
     ):
@@ -206,12 +208,14 @@ def test_tritonclient_finds_server_and_model(triton) -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize(("batch", "channels"), [(1, 3), (5, 3), (2, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 20, 30, 3), (5, 20, 30, 3), (2, 20, 30, 4), (3, 16, 16, 3)]
+)  # the model's side is 16
 def test_tritonclient_gets_the_models_probabilities(
-    triton, model: Path, binary: bool, batch: int, channels: int
+    triton, model: Path, binary: bool, shape: tuple[int, int, int, int]
 ) -> None:
     client = pytest.importorskip("tritonclient.http")
-    images = pixels(batch, channels=channels)
+    images = pixels(*shape)
     tensor = client.InferInput("image", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images, binary_data=binary)
     outputs = [client.InferRequestedOutput(name, binary_data=binary) for name in ("familiarity", "probabilities")]
@@ -268,6 +272,20 @@ def test_full_queue_is_refused_with_when_to_come_again(tmp_path: Path, model: Pa
     status, body, _ = server.ask("/classify", bytes(2**20 + 1))
     assert (status, "larger than" in body.decode()) == (413, True)
     assert server.stop() == 0
+
+
+def test_a_body_counts_as_large_as_it_is_decompressed_until_it_is_answered() -> None:
+    admission = Admission(Limits())
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield gzip.compress(bytes(10**6))
+
+    async def held() -> tuple[int, int]:
+        async with admission.body(stream(), "gzip") as body:
+            return len(body), admission.held
+
+    assert asyncio.run(held()) == (10**6, 10**6)
+    assert admission.held == 0
 
 
 def test_slow_request_is_given_up(model: Path) -> None:

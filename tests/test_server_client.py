@@ -45,6 +45,8 @@ def build_model(path: Path) -> None:
 class V2Handler(BaseHTTPRequestHandler):
     """/v2/models/classifier and its /infer, with the binary tensor data and the classification extension."""
 
+    server: "V2Server"
+
     def __init__(self, session: onnxruntime.InferenceSession, *arguments: object) -> None:
         self.session = session
         super().__init__(*arguments)
@@ -67,6 +69,10 @@ class V2Handler(BaseHTTPRequestHandler):
         if tensor["shape"][-1] != NUM_CHANNELS:
             self.answer(400, {"error": f"unexpected shape for input 'image': {tensor['shape']}"})
             return
+        if self.server.num_busy:
+            self.server.num_busy -= 1
+            self.answer(503, {"error": "full"}, **{"Retry-After": "0"})
+            return
         pixels = np.frombuffer(binary, np.uint8).reshape(tensor["shape"])
         (row,) = self.session.run(["probabilities"], {"image": pixels})[0]
         ranked = np.argsort(-row)[: wanted["parameters"]["classification"]]
@@ -75,10 +81,11 @@ class V2Handler(BaseHTTPRequestHandler):
             200, {"outputs": [{"name": wanted["name"], "datatype": "BYTES", "shape": [1, len(data)], "data": data}]}
         )
 
-    def answer(self, status: int, value: object) -> None:
+    def answer(self, status: int, value: object, **headers: str) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        for name, text in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, text)
         self.end_headers()
         self.wfile.write(body)
 
@@ -92,14 +99,23 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class V2Server(ThreadingHTTPServer):
+    num_busy = 0  # requests that it refuses before it answers again
+
+
 @pytest.fixture(scope="module")
-def url(model_path: Path) -> Iterator[str]:
+def server(model_path: Path) -> Iterator[V2Server]:
     session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(V2Handler, session))
+    server = V2Server(("127.0.0.1", 0), partial(V2Handler, session))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def url(server: V2Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 def run_client(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -139,6 +155,13 @@ def test_a_bad_image_is_named_and_the_others_are_classified(url: str, photos: li
     assert len(result.stdout.splitlines()) == 2
 
 
+def test_a_full_server_is_asked_again(server: V2Server, url: str, photos: list[Path]) -> None:
+    server.num_busy = 3
+    result = run_client(*photos, "--url", url)
+    assert (result.returncode, server.num_busy) == (0, 0)
+    assert len(result.stdout.splitlines()) == 2
+
+
 def test_an_unknown_model_a_refused_image_and_an_absent_server_are_said_plainly(
     url: str, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -148,7 +171,8 @@ def test_an_unknown_model_a_refused_image_and_an_absent_server_are_said_plainly(
     assert "unknown model" in unknown.stderr
     Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
     refused = run_client(tmp_path / "alpha.png", "--url", url)
-    assert refused.returncode == 2
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: {tmp_path / 'alpha.png'}: ")
     assert "[1, 9, 9, 4]" in refused.stderr
     absent = run_client(*photos, "--url", "http://127.0.0.1:1")
     assert absent.returncode == 2

@@ -23,6 +23,7 @@ import onnxruntime
 
 from benchmarks.serving.load import Load, closed_loop, open_loop
 from benchmarks.serving.references import (
+    BATCH_SIZE,
     classify_alone,
     classify_request,
     decode_all,
@@ -54,6 +55,7 @@ def main() -> None:
         "folder": folder,
         "naive": naive,
         "infer": infer,
+        "infer, 16 images a request": infer_batches,
         "classify": classify,
         "overload": overload,
     }
@@ -126,7 +128,17 @@ def naive(work: Work) -> Result:
 
 
 def infer(work: Work) -> Result:
-    return profile(work, [infer_request(image) for image in work.images()])
+    return profile(work, [infer_request(image[None]) for image in work.images()])
+
+
+def infer_batches(work: Work) -> Result:
+    """The same batches that ONNX Runtime alone gets, from as few clients as have 64 images on their way."""
+    images = np.stack(work.images())
+    requests = [infer_request(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
+    with serving(work.model) as process:
+        alone = asyncio.run(closed_loop(PORT, requests, 1, work.seconds / 2))
+        saturated = saturate(PORT, requests, work.seconds, process.pid, CLIENTS // BATCH_SIZE, BATCH_SIZE)[1]
+    return {"1 client, ms": milliseconds(alone), "4 clients": saturated}
 
 
 def classify(work: Work) -> Result:
@@ -166,13 +178,15 @@ def overload(work: Work) -> Result:
     }
 
 
-def saturate(port: int, requests: list[bytes], seconds: float, pid: int) -> tuple[float, Result]:
-    """By 64 clients that never rest, after a fourth of the time to warm up."""
-    asyncio.run(closed_loop(port, requests, CLIENTS, seconds / 4))
+def saturate(
+    port: int, requests: list[bytes], seconds: float, pid: int, clients: int = CLIENTS, images: int = 1
+) -> tuple[float, Result]:
+    """By clients that never rest, after a fourth of the time to warm up; each request has so many images."""
+    asyncio.run(closed_loop(port, requests, clients, seconds / 4))
     before = cpu_seconds(pid)
-    load = asyncio.run(closed_loop(port, requests, CLIENTS, seconds))
-    answered = max(1, load.statuses["200"])
-    row = as_row(load.rate, (cpu_seconds(pid) - before) / answered)
+    load = asyncio.run(closed_loop(port, requests, clients, seconds))
+    answered = max(1, images * load.statuses["200"])
+    row = as_row(images * load.rate, (cpu_seconds(pid) - before) / answered)
     return load.rate, {**row, "CPU ms of the clients": round(1000 * load.own_cpu / answered, 2)}
 
 

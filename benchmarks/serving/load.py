@@ -37,7 +37,7 @@ class Connection:
     async def ask(self, request: bytes) -> str:
         """The status, or the name of what went wrong."""
         try:
-            if self.writer is None:
+            if self.writer is None or self.reader.at_eof():  # never used, or closed by the server while it was idle
                 self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
             self.writer.write(request)
             header = (await self.reader.readuntil(b"\r\n\r\n")).lower()

@@ -35,12 +35,12 @@ def classify_request(photo: bytes) -> bytes:
     return _request("/classify", "", photo)
 
 
-def infer_request(image: np.ndarray) -> bytes:
-    """One image, uint8 (height, width, 3), as a binary tensor."""
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape]}
-    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": image.size}}]}).encode()
+def infer_request(images: np.ndarray) -> bytes:
+    """Images, uint8 (batch, height, width, 3), as a binary tensor."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(images.shape)}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": images.size}}]}).encode()
     length = f"Inference-Header-Content-Length: {len(head)}\r\n"
-    return _request("/v2/models/classifier/infer", length, head + image.tobytes())
+    return _request("/v2/models/classifier/infer", length, head + images.tobytes())
 
 
 def _request(path: str, headers: str, body: bytes) -> bytes:

@@ -35,6 +35,9 @@ def running(command: list[str], port: int) -> Iterator["subprocess.Popen[bytes]"
             if process.poll() is not None:
                 raise SystemExit(f"error: {command[1]} ended with {process.returncode}")
             time.sleep(0.1)
+        time.sleep(0.1)
+        if process.poll() is not None:  # what listens there is another program
+            raise SystemExit(f"error: port {port} is taken: {command[1]} ended with {process.returncode}")
         yield process
     finally:
         process.terminate()

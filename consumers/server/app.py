@@ -16,9 +16,10 @@ from consumers import predict
 from consumers.server import protocol
 from consumers.server.guard import Guard, refuse
 from consumers.server.limits import RefusedError
-from consumers.server.service import Answers, Service, decode, picture_in, read_tensor
+from consumers.server.service import Answers, Service, decode, picture_in
 
 NAME = "classifier"
+MODEL = f"/v2/models/{NAME}"
 
 
 def create_app(service: Service, token: str | None = None) -> FastAPI:
@@ -35,7 +36,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(
         RequestValidationError, lambda *_: refuse(422, "a parameter has no such value; see /docs")
     )
-    app.add_exception_handler(HTTPException, lambda _, error: refuse(error.status_code, str(error.detail)))
+    app.add_exception_handler(HTTPException, lambda _, error: refuse(error.status_code, explain(error)))
     add_classify(app, service)
     add_protocol(app, service)
 
@@ -63,7 +64,7 @@ def add_classify(app: FastAPI, service: Service) -> None:
             async with service.admission.body(request.stream(), encoding) as body:
                 picture = await picture_in(request, body)
                 image = await service.in_thread(decode, picture, service.file.current.model.side)
-            ((model, result),) = await service.classify([image])
+                ((model, result),) = await service.classify([image])
         if isinstance(result, predict.ImageError):
             raise RefusedError(422, str(result))
         known = predict.record(model, result, always)
@@ -84,40 +85,37 @@ def add_protocol(app: FastAPI, service: Service) -> None:
         return {"live": True}
 
     @app.get("/v2/health/ready", summary="Whether it answers requests")
+    @app.get(f"{MODEL}/ready", summary="Whether the model answers requests")
+    @app.get(f"{MODEL}/versions/1/ready", include_in_schema=False)
     async def ready() -> Response:
         return JSONResponse({"ready": True}) if service.ready else refuse(503, "not ready")
 
-    @app.get("/v2/models/{name}/ready", summary="Whether the model answers requests")
-    @app.get("/v2/models/{name}/versions/{version}/ready", include_in_schema=False)
-    async def model_ready(name: str, version: str = "1") -> Response:
-        known(name, version)
-        return await ready()
-
-    @app.get("/v2/models/{name}", summary="The model's inputs and outputs")
-    @app.get("/v2/models/{name}/versions/{version}", include_in_schema=False)
-    async def metadata(name: str, version: str = "1") -> dict[str, Any]:
-        known(name, version)
+    @app.get(MODEL, summary="The model's inputs and outputs")
+    @app.get(f"{MODEL}/versions/1", include_in_schema=False)
+    async def metadata() -> dict[str, Any]:
         model = service.file.current.model
         return protocol.describe_model(NAME, len(model.class_names), "familiarity" in model.outputs)
 
-    @app.post("/v2/models/{name}/infer", summary="Probabilities of decoded pictures, as JSON or binary tensors")
-    @app.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)
-    async def infer(request: Request, name: str, version: str = "1") -> Response:
-        known(name, version)
-        limits, headers = service.limits, request.headers
+    @app.post(f"{MODEL}/infer", summary="Probabilities of decoded pictures, as JSON or binary tensors")
+    @app.post(f"{MODEL}/versions/1/infer", include_in_schema=False)
+    async def infer(request: Request) -> Response:
+        headers = request.headers
         with service.admission.admit():
             encoding = headers.get("content-encoding", "").lower()
             async with service.admission.body(request.stream(), encoding) as body:
-                length, side = headers.get("inference-header-content-length"), service.file.current.model.side
-                asked, images = await service.in_thread(read_tensor, body, length, limits, side)
+                asked, images = await service.read(body, headers.get("inference-header-content-length"))
                 request.state.noted = {"images": len(images), "bytes": len(body)}
-            answers = await service.classify(images)
+                answers = await service.classify(images)
         return render(asked, answers)
 
 
-def known(name: str, version: str) -> None:
-    if (name, version) != (NAME, "1"):
-        raise RefusedError(404, f"there is no such model; this server has {NAME}, version 1")
+def explain(error: HTTPException) -> str:
+    """What is wrong with a request that no route takes."""
+    return (
+        f"no such path or model: the model is {NAME}, version 1; see /docs"
+        if error.status_code == 404
+        else error.detail
+    )
 
 
 def render(asked: protocol.Request, answers: Answers) -> Response:

@@ -11,6 +11,7 @@ Exit codes: 0 every image was classified, 1 some were not (each named on stderr)
 import argparse
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,19 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 2**26
+ABOUT_THE_IMAGE = (400, 413, 422)  # answers that say nothing of other images
 
 
 class ServerError(Exception):
     """The server cannot be used as it stands."""
+
+
+class RefusedError(ServerError):
+    """The server has answered by an error; `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ImageError(Exception):
@@ -113,7 +123,12 @@ def classify(address: str, image: np.ndarray, num_classes: int, timeout: float) 
     wanted = {"name": "probabilities", "parameters": {"classification": num_classes}}
     header = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
-    answer = json.loads(_ask(urllib.request.Request(f"{address}/infer", header + pixels, headers), timeout))
+    try:
+        answer = json.loads(_ask(urllib.request.Request(f"{address}/infer", header + pixels, headers), timeout))
+    except RefusedError as error:
+        if error.status in ABOUT_THE_IMAGE:
+            raise ImageError(str(error)) from None
+        raise
     return [_parse_class(text) for text in answer["outputs"][0]["data"]]
 
 
@@ -124,15 +139,22 @@ def _parse_class(text: str) -> tuple[str, float]:
 
 
 def _ask(request: urllib.request.Request, timeout: float) -> bytes:
+    """The answer's body. A server that is full (503) is asked again when it says, until `timeout` is over."""
+    deadline = time.monotonic() + timeout
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            body: bytes = response.read()
-            return body
-    except urllib.error.HTTPError as error:
-        reason: Any = error.read().decode(errors="replace").strip()
-        raise ServerError(f"{request.full_url}: answered {error.code}: {reason:.300}") from None
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=timeout) as response:
+                    body: bytes = response.read()
+                    return body
+            except urllib.error.HTTPError as error:
+                wait = error.headers.get("Retry-After", "")
+                if error.code != 503 or not wait.isdigit() or time.monotonic() + int(wait) > deadline:
+                    text = error.read().decode(errors="replace").strip()
+                    raise RefusedError(error.code, f"{request.full_url}: answered {error.code}: {text:.300}") from None
+                time.sleep(int(wait))
     except OSError as error:
-        reason = getattr(error, "reason", error)
+        reason: Any = getattr(error, "reason", error)
         raise ServerError(f"{request.full_url}: no answer ({reason}); is the server running?") from None
 
 

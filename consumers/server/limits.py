@@ -45,7 +45,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def body(self, stream: AsyncIterator[bytes], encoding: str) -> AsyncIterator[bytes]:
-        """The whole body, decompressed; its bytes are counted while it is in use."""
+        """The whole body, decompressed; its bytes are counted until the block ends, so answer within it."""
         chunks: list[bytes] = []
         size = 0
         try:
@@ -54,16 +54,22 @@ class Admission:
                 self.held += len(chunk)
                 if size > self.limits.body:
                     raise RefusedError(413, f"the body is larger than {self.limits.body:,} bytes")
-                if self.held > self.limits.all_bodies:
-                    raise RefusedError(503, "too many large requests at once; try again later")
+                self._check_all()
                 chunks.append(chunk)
             content = b"".join(chunks)
             chunks.clear()
             if encoding not in ("", "identity"):
                 content = await asyncio.to_thread(decompress, content, encoding, self.limits.body)
+                self.held += len(content) - size
+                size = len(content)
+                self._check_all()
             yield content
         finally:
             self.held -= size
+
+    def _check_all(self) -> None:
+        if self.held > self.limits.all_bodies:
+            raise RefusedError(503, "too many large requests at once; try again later")
 
 
 def decompress(content: bytes, encoding: str, limit: int) -> bytes:

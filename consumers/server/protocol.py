@@ -33,26 +33,31 @@ class Request:
     binary: bool = False  # of the outputs that were not named
 
 
-def parse(body: bytes, header_length: str | None, max_images: int, max_pixels: int) -> Request:
-    """A request's body; `header_length` is the Inference-Header-Content-Length. Raises ProtocolError."""
+def split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+    """A request's JSON and the binary tensor behind it; `header_length` is the Inference-Header-Content-Length."""
     length = len(body) if header_length is None else _whole(header_length, "Inference-Header-Content-Length")
     if length > len(body):
         raise ProtocolError(f"Inference-Header-Content-Length is {length}, the body has {len(body)} bytes")
+    return body[:length], memoryview(body)[length:]
+
+
+def parse(text: bytes, binary: memoryview, max_images: int, max_pixels: int) -> Request:
+    """A request of its two parts. Raises ProtocolError."""
     try:
-        request = json.loads(body[:length])
+        request = json.loads(text)
     except (ValueError, RecursionError):
         raise ProtocolError("the request is no JSON") from None
     request, parameters = _object(request, "request"), _parameters(request)
     (tensor,) = _list(request, "inputs", 1)
     outputs = [_wanted(output) for output in _list(request, "outputs")]
-    images = _tensor(_object(tensor, "input"), body[length:], max_images, max_pixels)
+    images = _tensor(_object(tensor, "input"), binary, max_images, max_pixels)
     name = request.get("id", "")
     if not isinstance(name, str) or len(name) > 256:
         raise ProtocolError("id is no text of at most 256 characters")
     return Request(images, outputs, name, parameters.get("binary_data_output") is True)
 
 
-def _tensor(tensor: dict[str, Any], binary: bytes, max_images: int, max_pixels: int) -> np.ndarray:
+def _tensor(tensor: dict[str, Any], binary: memoryview, max_images: int, max_pixels: int) -> np.ndarray:
     if tensor.get("name") != "image" or tensor.get("datatype") != "UINT8":
         raise ProtocolError("expected one input `image` of datatype UINT8")
     shape = tensor.get("shape")

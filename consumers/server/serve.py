@@ -36,7 +36,9 @@ def main() -> int:
     except (predict.UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    limits = Limits(body=options.max_body * 2**20, requests=2 * options.queue, seconds=options.timeout)
+    body = options.max_body * 2**20
+    all_bodies = max(body, Limits.all_bodies)
+    limits = Limits(body=body, all_bodies=all_bodies, requests=2 * options.queue, seconds=options.timeout)
     queue = {"max_batch": options.batch_size, "max_queue": options.queue, "budget": options.budget / 1000}
     app = create_app(Service(file, limits, **queue), os.environ.get("SERVE_TOKEN") or None)
     config = uvicorn.Config(

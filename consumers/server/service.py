@@ -22,6 +22,7 @@ from consumers.server.metrics import Metrics
 from consumers.server.model_file import ModelFile
 
 Answers = list[tuple[predict.Model, predict.Result]]
+SMALL = 2**14  # bytes of JSON that are read at once: the way to a thread and back takes longer
 
 
 class Service:
@@ -69,6 +70,17 @@ class Service:
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, partial(function, *arguments))
 
+    async def read(self, body: bytes, header_length: str | None) -> tuple[protocol.Request, list[np.ndarray]]:
+        """An inference request, and its pictures as the model's own files are. Raises ProtocolError."""
+        text, binary = protocol.split(body, header_length)
+        arguments = text, binary, self.limits.images, self.limits.pixels
+        large = len(text) > SMALL
+        asked = await self.in_thread(protocol.parse, *arguments) if large else protocol.parse(*arguments)
+        side = self.file.current.model.side
+        if side is None or asked.images.shape[1:] == (side, side, 3):
+            return asked, list(asked.images)
+        return asked, await self.in_thread(resize, asked.images, side)
+
     async def classify(self, images: list[np.ndarray]) -> Answers:
         """Counts what came out, by decision."""
         answers: Answers = await self.batcher.submit(images)
@@ -86,18 +98,8 @@ def decode(content: bytes, side: int | None) -> np.ndarray:
         raise RefusedError(400, f"the picture {error}") from None
 
 
-def read_tensor(
-    body: bytes, header_length: str | None, limits: Limits, side: int | None
-) -> tuple[protocol.Request, list[np.ndarray]]:
-    """An inference request, and its pictures resized as predict.py does. Raises ProtocolError."""
-    asked = protocol.parse(body, header_length, limits.images, limits.pixels)
-    return asked, resize(asked.images, side)
-
-
-def resize(images: np.ndarray, side: int | None) -> list[np.ndarray]:
-    """uint8 (batch, height, width, 3 or 4) as the model's own files are: on white, and at the side that it resizes to."""
-    if side is None or images.shape[1:] == (side, side, 3):
-        return list(images)
+def resize(images: np.ndarray, side: int) -> list[np.ndarray]:
+    """uint8 (batch, height, width, 3 or 4) as predict.py makes of files: on white, and at the side that the model resizes to."""
     rgb = (predict.to_rgb(Image.fromarray(np.ascontiguousarray(image))) for image in images)
     return [np.asarray(predict.resize(image, side)) for image in rgb]
 
