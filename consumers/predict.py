@@ -294,13 +294,11 @@ def printable(name: str) -> str:
 
 def load_model(path: Path, provider: str, with_features: bool = False) -> Model:
     """A file that keeps to its contract. Raises UsageError saying where it does not."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such model; name one with --model, or make it with `make demo`")
-    session = open_session(path, path.read_bytes(), provider)
+    content = read_model(path)
+    session = open_session(path, content, provider)
     metadata = session.get_modelmeta().custom_metadata_map
     if with_features and metadata.get("features"):  # the name of a tensor inside
-        content = beside("predict_rank").with_output(path.read_bytes(), metadata["features"])
-        session = open_session(path, content, provider)
+        session = open_session(path, beside("predict_rank").with_output(content, metadata["features"]), provider)
     found = {output.name: output for output in session.get_outputs()}
     probabilities = found.get("probabilities", session.get_outputs()[0])
     class_names, side, thresholds = read_metadata(path, metadata)
@@ -316,6 +314,15 @@ def load_model(path: Path, provider: str, with_features: bool = False) -> Model:
         raise UsageError(f"{path}: {len(class_names)} class names for outputs {probabilities.shape}; export it again")
     outputs = (probabilities.name, *({"familiarity", metadata.get("features", "")} & set(found)))
     return Model(session, class_names, side, outputs, thresholds[0], thresholds[1])
+
+
+def read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"{path}: no such model; name one with --model, or make it with `make demo`") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the model cannot be read: {error.strerror}") from None
 
 
 def read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], int | None, tuple[float, dict[str, float]]]:
@@ -340,7 +347,7 @@ def open_session(path: Path, content: bytes, provider: str) -> onnxruntime.Infer
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores decode meanwhile
-    options.enable_mem_pattern = False  # images of all sizes: a plan for the last one's only takes memory twice
+    options.enable_mem_pattern = False  # of no use to images of another size, and it doubles the peak
     if provider == "cuda":
         if hasattr(onnxruntime, "preload_dlls"):
             with contextlib.redirect_stdout(sys.stderr):  # it prints what it could not find; stdout is for answers
@@ -606,7 +613,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert copies in any case
 
 
 def gray(levels: np.ndarray) -> Image.Image:

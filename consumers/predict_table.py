@@ -34,13 +34,14 @@ def open_table(path: Path, class_names: list[str], resume: bool, total: int | No
     """
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
         raise TableError(f"{path}: ends in none of .csv, .jsonl, .parquet")
-    if path.exists() and not path.is_file():
-        raise TableError(f"{path}: is no regular file")
-    if path.exists() and not resume:
-        raise TableError(f"{path}: is there already; go on with it by --resume, or delete it")
+    rows = path.with_suffix(".parquet.rows.jsonl") if path.suffix == ".parquet" else path
+    for there in filter(Path.exists, (path, rows)):  # the rows alone after a run that was killed
+        if not there.is_file():
+            raise TableError(f"{there}: is no regular file")
+        if not resume:
+            raise TableError(f"{there}: is there already; go on with it by --resume, or delete it")
     if path.suffix == ".parquet":
         import_pyarrow()
-    rows = path.with_suffix(".parquet.rows.jsonl") if path.suffix == ".parquet" else path
     if rows != path and path.exists() and not rows.exists():
         from_parquet(path, rows)
     columns = ["image", "class", "decision", "error", "familiarity", *(f"probability:{name}" for name in class_names)]

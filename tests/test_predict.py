@@ -1,6 +1,7 @@
 """consumers/predict.py: what it accepts, what it says, and that it sees images as the pipeline does."""
 
 import ast
+import errno
 import io
 import itertools
 import json
@@ -189,6 +190,17 @@ def test_missing_and_unfit_models_are_refused(photo: Path, tmp_path: Path, capsy
         assert f"error: {path}: {reason}" in " ".join(capsys.readouterr().err.split())[: len(str(path)) + 200].replace(
             "takes normalized: tensor(float) ['batch', 3, 64, 64], ", ""
         )
+
+
+def test_a_model_that_cannot_be_read_is_exit_code_2(
+    model: str, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert predict.main([str(photo), "--model", model]) == 2
+    assert f"error: {model}: the model cannot be read: Input/output error" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "../weights.bin"])

@@ -86,6 +86,16 @@ def test_resumed_table_equals_an_undisturbed_one_wherever_it_was_cut(
         cut.unlink()
 
 
+def test_rows_of_a_killed_parquet_run_are_not_overwritten(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "t.parquet.rows.jsonl"
+    rows.write_text('{"image": "a"}\n')
+    assert predict.main([str(photos), "--model", model, "--output", str(tmp_path / "t.parquet")]) == 2
+    assert f"{rows}: is there already; go on with it by --resume" in capsys.readouterr().err
+    assert rows.read_text()
+
+
 def test_finished_parquet_is_gone_on_with(model: str, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     table = tmp_path / "t.parquet"
