@@ -32,10 +32,10 @@ write("preprocess/test/files.json", [{"path": name, "sha256": f"{p['images']}{na
 folder = out / "evaluate" / p["recipe"]
 folder.mkdir(parents=True)
 with open(folder / "predictions.csv", "w", newline="") as file:
-    table = csv.DictWriter(file, ["path", "label", "correct"])
+    table = csv.DictWriter(file, ["path", "label", "prediction"])
     table.writeheader()
     for i, name in enumerate(names):
-        table.writerow({"path": name, "label": name.split("/")[1], "correct": int(i >= p["wrong"])})
+        table.writerow({"path": name, "label": name.split("/")[1], "prediction": name.split("/")[1] if i >= p["wrong"] else "wrong"})
 write(f"evaluate/{p['recipe']}/metrics.json", {"test_accuracy": 1 - p["wrong"] / 200, "ece": p["ece"]})
 write("selection.json", {"recipe": p["recipe"]})
 speed = {"runtime": "ONNX Runtime CPU", "precision": "fp32", "batch": 1, "verdict": "passed"}

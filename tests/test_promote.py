@@ -27,15 +27,20 @@ RULE = Promotion(
     max_accuracy_loss=0.02, max_class_loss=0.1, max_ece_rise=0.02, max_latency_ratio=1.2, max_size_ratio=1.5
 )
 IMAGES = [(f"{i:03}.png", "0") for i in range(200)]
+LABELS = {image: "odd" if number % 2 else "even" for number, image in enumerate(IMAGES)}
+
+
+def answers(wrong: set[int]) -> dict[tuple[str, str], str]:
+    """The right ones, but for these images."""
+    return {image: "neither" if number in wrong else LABELS[image] for number, image in enumerate(IMAGES)}
 
 
 def model(wrong: int = 10, **changes: Any) -> Measured:
     """Of 200 test images in two classes the first `wrong` are wrong."""
     made = Measured(
         recipe="finetune",
-        correct={image: number >= wrong for number, image in enumerate(IMAGES)},
-        labels={image: "odd" if number % 2 else "even" for number, image in enumerate(IMAGES)},
-        accuracy=1 - wrong / 200,
+        answers=answers({number for number in range(200) if number < wrong}),
+        labels=LABELS,
         ece=0.02,
         parity={"passed": 20, "failed": 0, "not run": 3},
         latency_ms=5.0,
@@ -70,10 +75,16 @@ def test_each_condition_of_the_rule_is_held(candidate: Measured, names: list[str
 
 
 def test_a_class_that_is_lost_is_not_made_good_by_another() -> None:
-    worse = model(correct={image: number % 2 == 0 or number > 40 for number, image in enumerate(IMAGES)})
-    before = model(correct={image: number % 2 == 1 or number > 40 for number, image in enumerate(IMAGES)})
+    worse = model(answers=answers({number for number in range(41) if number % 2 == 1}))
+    before = model(answers=answers({number for number in range(41) if number % 2 == 0}))
     assert judge.class_changes(worse, before) == {"even": pytest.approx(0.21), "odd": pytest.approx(-0.2)}
     assert "recall of each class" in failed(worse, before)
+
+
+def test_labels_that_a_fix_list_changed_count_for_both_models() -> None:
+    mended = {image: "even" if number < 30 else LABELS[image] for number, image in enumerate(IMAGES)}
+    assert failed(model(labels=mended), model()) == []
+    assert judge.class_changes(model(labels=mended), model()) == {"even": 0, "odd": 0}
 
 
 def test_the_first_model_needs_parity_alone() -> None:
@@ -83,7 +94,7 @@ def test_the_first_model_needs_parity_alone() -> None:
 
 def test_only_images_with_the_same_pixels_are_compared() -> None:
     changed = {(path, "1" if int(path[:3]) < 100 else "0"): True for path, _ in IMAGES}
-    difference, low, high = judge.paired(changed, model(wrong=110).correct)
+    difference, low, high = judge.paired(changed, judge.correct(model(wrong=110), LABELS))
     assert difference == pytest.approx(0.1)
     assert low < difference < high
     with pytest.raises(ValueError, match="share no test image"):

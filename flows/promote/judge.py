@@ -30,6 +30,11 @@ def judge(candidate: Measured, promoted: Measured | None, rule: Promotion) -> li
     return [parity, *_accuracy(candidate, promoted, rule), *_costs(candidate, promoted, rule)]
 
 
+def correct(measured: Measured, labels: Mapping[Image, str]) -> dict[Image, bool]:
+    """Whether each answer is right by `labels`: both models are judged by the candidate's, which a fix list may have mended."""
+    return {image: answer == labels[image] for image, answer in measured.answers.items() if image in labels}
+
+
 def paired(candidate: Mapping[Image, bool], promoted: Mapping[Image, bool]) -> tuple[float, float, float]:
     """Difference in accuracy on the images that both were tested on, with its 95 % interval (Agresti and Min, 2005).
 
@@ -48,18 +53,20 @@ def paired(candidate: Mapping[Image, bool], promoted: Mapping[Image, bool]) -> t
 
 def class_changes(candidate: Measured, promoted: Measured) -> dict[str, float]:
     """Change in recall of each class, on the images that both were tested on."""
-    shared = candidate.correct.keys() & promoted.correct.keys()
+    after, before = correct(candidate, candidate.labels), correct(promoted, candidate.labels)
+    shared = after.keys() & before.keys()
     changes = {}
     for name in sorted({candidate.labels[image] for image in shared}):
         images = [image for image in shared if candidate.labels[image] == name]
-        net = sum(candidate.correct[image] - promoted.correct[image] for image in images)
+        net = sum(after[image] - before[image] for image in images)
         changes[name] = net / len(images)
     return changes
 
 
 def _accuracy(candidate: Measured, promoted: Measured, rule: Promotion) -> list[Check]:
-    difference, low, high = paired(candidate.correct, promoted.correct)
-    shared = len(candidate.correct.keys() & promoted.correct.keys())
+    after, before = correct(candidate, candidate.labels), correct(promoted, candidate.labels)
+    difference, low, high = paired(after, before)
+    shared = len(after.keys() & before.keys())
     found = f"{difference:+.3f} ({low:+.3f} to {high:+.3f}) on {shared} shared test images"
     changes = class_changes(candidate, promoted)
     worst = min(changes, key=lambda name: changes[name])

@@ -21,9 +21,8 @@ class Measured:
     """A model's measurements, all from one revision."""
 
     recipe: str
-    correct: Mapping[Image, bool]  # of each test image
+    answers: Mapping[Image, str]  # the class that it gave each test image
     labels: Mapping[Image, str]
-    accuracy: float
     ece: float
     parity: Mapping[str, int]  # rows by verdict: passed, failed, not run
     latency_ms: float | None  # ONNX Runtime, CPU, float32, one image; None where it was not measured
@@ -48,9 +47,8 @@ def read(project: Path, revision: str) -> Measured:
     parity = json.loads(load("artifacts/parity.json"))["rows"]
     return Measured(
         recipe=recipe,
-        correct={image: row["correct"] == "1" for image, row in zip(images, rows, strict=True)},
+        answers={image: row["prediction"] for image, row in zip(images, rows, strict=True)},
         labels={image: row["label"] for image, row in zip(images, rows, strict=True)},
-        accuracy=metrics["test_accuracy"],
         ece=metrics["ece"],
         parity=_verdicts(parity),
         latency_ms=_latency(parity),
