@@ -62,7 +62,6 @@ def subjects(num: int = 40, **changes: Any) -> Subjects:
         "sha256": {},
         "not_shipped": {},
         "crops": crops,
-        "images": images.astype(np.float32),
         "paths": [Path(f"{index}.png") for index in range(num)],
         "float64": float64,
         "float32": float64.astype(np.float32),

@@ -60,6 +60,12 @@ def test_model_says_what_it_takes_and_gives(session: onnxruntime.InferenceSessio
     assert set(json.loads(metadata["thresholds"])) == {"familiarity"}
 
 
+def test_the_network_alone_says_what_it_takes_and_gives(project: Path) -> None:
+    metadata = {entry.key: entry.value for entry in onnx.load(EXPORT / "core.onnx").metadata_props}
+    assert metadata["input"].startswith(f"normalized float32 [batch, 3, {CROP}, {CROP}]")
+    assert metadata["output"].startswith("logits float32 [batch, classes]")
+
+
 def test_opaque_alpha_changes_nothing_and_full_transparency_is_white(session: onnxruntime.InferenceSession) -> None:
     image = np.random.default_rng(1).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     opaque = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=3)
@@ -217,7 +223,7 @@ def test_variant_beyond_a_limit_is_recorded_and_not_shipped(
 ) -> None:
     core, judged = onnx.load(EXPORT / "core.onnx"), judged_images()
     half, _ = ship_variants(
-        tmp_path, core, lambda reduced: reduced, {}, calibration=judged.images, judged=judged, demands=demands
+        tmp_path, core, lambda reduced: reduced, {}, {}, calibration=judged.images, judged=judged, demands=demands
     )
     assert not half["shipped"]
     assert half["reason"].startswith(reason)
@@ -254,7 +260,7 @@ def test_variant_that_is_not_faster_is_not_shipped(
     judged, demands = judged_images(), Demands(1.0, {"fp16": 10.0, "int8": 10.0}, 1.2)
     core = onnx.load(EXPORT / "core.onnx")
     half, int8 = ship_variants(
-        tmp_path, core, lambda reduced: reduced, {}, calibration=judged.images, judged=judged, demands=demands
+        tmp_path, core, lambda reduced: reduced, {}, {}, calibration=judged.images, judged=judged, demands=demands
     )
     assert half["shipped"]  # made for CUDA, whose speed a machine without it cannot tell
     assert int8["reason"] == "it is 1.10 times as fast as float32 here, export.min_speedup is 1.2"

@@ -49,6 +49,7 @@ def ship(folder: Path) -> list[dict[str, Any]]:
         core_with_opset(18),
         lambda reduced: reduced,
         {},
+        {},
         calibration=images,
         judged=Judged(images, np.array([0, 1, 0, 1]), reference),
         demands=Demands(0.1, {"fp16": 0.01, "int8": 0.01}, 0),

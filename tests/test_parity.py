@@ -1,5 +1,6 @@
 """check_parity passes a faithful export, and names the cause of each way in which one can be wrong."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from stages.check_parity.images import image_rows
 from stages.check_parity.judge import FAILED, NO_DEVICE, PASSED, Claim, Row, distance, judge, within
 from stages.check_parity.logits import cpu_rows, cuda_rows
 from stages.check_parity.placement import misplaced
-from stages.check_parity.subjects import Subjects, load_subjects
+from stages.check_parity.subjects import Subjects, find_file, load_subjects
+from stages.preprocess.find import printable
 from stages.shared import artifacts
 from stages.shared.checkpoint import load_checkpoint, save_checkpoint
 from stages.shared.files import file_digest, read_json, write_json
@@ -207,9 +209,9 @@ def change_constant(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Ca
 @pytest.mark.parametrize(
     ("change", "cause", "numbers"),
     [
-        (change_constant("resize_side", lambda side: side + 8), "resize to [80]", "resizes as torchvision does"),
-        (change_constant("odd_rows", lambda odd: odd + 2), "odd_rows of the crop", "resizes as torchvision does"),
-        (change_constant("red_green_blue", np.flip), "red and blue swapped", "resizes as torchvision does"),
+        (change_constant("resize_side", lambda side: side + 8), "resize to [80]", "resizes as preprocess does"),
+        (change_constant("odd_rows", lambda odd: odd + 2), "odd_rows of the crop", "resizes as preprocess does"),
+        (change_constant("red_green_blue", np.flip), "red and blue swapped", "resizes as preprocess does"),
         (
             change_constant("normalize_shift", lambda shift: shift / 2),
             "mean in the graph is",
@@ -351,3 +353,9 @@ def test_cuda_rows_pass_with_every_proof(subjects: Subjects, models: dict[str, M
     assert not failures(rows)
     first = next(row for row in rows if row.claim.precision == "fp32" and row.verdict == PASSED)
     assert set(first.details["nodes"]) == set(first.details["kernels"]) == {sessions.CUDA}
+
+
+def test_a_file_whose_name_is_no_utf_8_is_found_again(tmp_path: Path) -> None:
+    name = printable(os.fsdecode(b"caf\xe9 \\x.png"))
+    (tmp_path / os.fsdecode(b"caf\xe9 \\x.png")).write_bytes(b"here")
+    assert find_file(tmp_path, name).read_bytes() == b"here"

@@ -324,6 +324,6 @@ def test_core_of_a_whole_model_runs_from_normalised_images_to_logits() -> None:
     assert [value.name for value in core.graph.input] == ["normalized"]
     assert [value.name for value in core.graph.output] == ["logits"]
     assert [node.op_type for node in core.graph.node] == ["GlobalAveragePool", "Flatten", "MatMul"]
-    images = subjects(3).images
+    (images,) = subjects(3).batches(3)
     (found,) = sessions.cpu_session(core.SerializeToString()).run(None, {"normalized": images})
     assert found == pytest.approx(subjects(3).float64, abs=1e-5)

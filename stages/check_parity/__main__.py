@@ -60,7 +60,8 @@ def check_options(options: tuple[str, ...]) -> None:
 def require_gpu(row: Row) -> Row:
     if row.verdict != NO_DEVICE:
         return row
-    return replace(row, verdict=FAILED, reason=f"no CUDA device, and --require-gpu was given {row.reason}".strip())
+    why = f": {row.reason}" if row.reason else ""
+    return replace(row, verdict=FAILED, reason=f"no CUDA device, and --require-gpu was given{why}")
 
 
 def report(rows: list[Row]) -> None:

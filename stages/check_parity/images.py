@@ -28,7 +28,7 @@ def image_rows(root: Path, subjects: Subjects, models: Mapping[str, ModelProto],
     rows = []
     for provider in ("cpu", "cuda"):
         runtime = f"ONNX Runtime {provider.upper()}"
-        transform = Claim(runtime, "uint8", MODEL.name, "resizes as torchvision does")
+        transform = Claim(runtime, "uint8", MODEL.name, "resizes as preprocess does")
         pipeline = Claim(runtime, "fp32", MODEL.name, "predict.py agrees with the PIL pipeline")
         if provider == "cuda" and not sessions.count_devices()[0]:
             rows += not_run([transform, pipeline], "no CUDA device")
@@ -43,7 +43,7 @@ def image_rows(root: Path, subjects: Subjects, models: Mapping[str, ModelProto],
 
 
 def _transform_rows(claim: Claim, model: ModelProto, subjects: Subjects, provider: str) -> list[Row]:
-    """Opaque and transparent noise of odd sizes, through the graph and through torchvision; in steps of 1/255."""
+    """Opaque and transparent noise of odd sizes, through the graph and through preprocess; in steps of 1/255."""
     graph = _up_to_pixels(model)
     cpu = sessions.cpu_session(graph)
     session = cpu if provider == "cpu" else sessions.cuda_session(graph, tf32=False)

@@ -15,6 +15,7 @@ from stages.check_parity.judge import Claim, Row, attempt, distance, judge, not_
 from stages.check_parity.logits import Models, core_of, cuda_modes, networks
 from stages.check_parity.subjects import Subjects
 from stages.shared.shipped_files import ShippedFile
+from stages.shared.transforms import network_input
 
 BATCHES = (1, 32)
 SECONDS = 0.4  # of timed runs a row
@@ -105,10 +106,10 @@ def _timed(
     claim: Claim, make: Callable[[np.ndarray], Timed], subjects: Subjects, limits: Mapping[str, float]
 ) -> list[Row]:
     assert claim.batch
-    chosen = np.arange(claim.batch) % len(subjects.images)
+    chosen = np.arange(claim.batch) % len(subjects.crops)
 
     def rows() -> list[Row]:
-        step, answer = make(subjects.images[chosen])
+        step, answer = make(network_input(subjects.crops[chosen], subjects.facts.transform))
         seconds = _measure(step)
         torch_error = distance(subjects.float32, subjects.float64).error
         found = distance(answer(), subjects.float64[chosen])

@@ -107,9 +107,9 @@ def _session_rows(
 ) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         session = opener(core, Path(folder) / "profile")
-        logits = sessions.run_all(session, subjects.images, BATCH)
-        again = sessions.run_all(session, subjects.images, BATCH)
-        single = sessions.run_all(session, subjects.images[:NUM_SINGLE], 1)
+        logits = sessions.run_all(session, subjects.batches(BATCH))
+        again = sessions.run_all(session, subjects.batches(BATCH))
+        single = sessions.run_all(session, subjects.batches(1, NUM_SINGLE))
         proof = sessions.end_proof(session)
     torch_error = distance(subjects.float32, subjects.float64).error
     judged = partial(judge, limit=limit, torch_error=torch_error, torch_limit=torch_limit)

@@ -8,6 +8,7 @@ import ctypes
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,10 @@ def end_proof(session: onnxruntime.InferenceSession) -> dict[str, dict[str, int]
     return {"nodes": assigned(session), "kernels": kernels}
 
 
-def run_all(session: onnxruntime.InferenceSession, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """The first output of every image, in batches."""
+def run_all(session: onnxruntime.InferenceSession, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """The first output of every image."""
     name = session.get_inputs()[0].name
-    starts = range(0, len(images), batch_size)
-    return np.concatenate([session.run(None, {name: images[start : start + batch_size]})[0] for start in starts])
+    return np.concatenate([session.run(None, {name: images})[0] for images in batches])
 
 
 def _strict_session(model: Path | bytes, providers: list[Any], profile: Path | None) -> onnxruntime.InferenceSession:

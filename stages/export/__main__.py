@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from stages.export.core import export_core
+from stages.export.core import describe_core, export_core
 from stages.export.decisions import familiarity_threshold, probability_thresholds
 from stages.export.deploy import deployable, deployable_on_crops
 from stages.export.familiarity import familiarity_graph, fit_gaussians, held_out_scores
@@ -60,7 +60,8 @@ def main() -> None:
     thresholds = decide(params.decision, validation, facts.class_names, num_held_out)
     metadata = describe(facts, digest(model)) | {"thresholds": json.dumps(thresholds, ensure_ascii=False)}
 
-    check_and_save(artifacts.ROOT / CORE.path, core, metadata)
+    of_core = describe_core(metadata, facts.transform.crop)
+    check_and_save(artifacts.ROOT / CORE.path, core, of_core)
     check_and_save(artifacts.ROOT / MODEL.path, deployable(core, extras, facts.transform), metadata)
     on_crops = metadata | {"input": f"uint8 [batch, {facts.transform.crop}, {facts.transform.crop}, 3], sRGB, upright"}
     check_and_save(artifacts.ROOT / ON_CROPS.path, deployable_on_crops(core, extras, facts.transform), on_crops)
@@ -80,6 +81,7 @@ def main() -> None:
         core,
         lambda reduced: deployable(reduced, [familiarity], facts.transform),
         metadata,
+        of_core,
         calibration=network_input(fixed_crops(train, to_calibrate, facts.transform), facts.transform),
         judged=Judged(
             images=network_input(judged_crops, facts.transform),

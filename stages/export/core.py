@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
@@ -23,6 +24,15 @@ class GlobalMean(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean((2, 3), keepdim=True)  # (batch, channels, 1, 1)
+
+
+def describe_core(metadata: Mapping[str, str], crop: int) -> dict[str, str]:
+    """The metadata of a file that is the network alone."""
+    takes = (
+        f"{NORMALIZED} float32 [batch, 3, {crop}, {crop}], sRGB, resized, cropped and normalised as test_transform says"
+    )
+    gives = f"{LOGITS} float32 [batch, classes] in the order of class_names; {FEATURES} float32 [batch, dimensions]"
+    return {**metadata, "input": takes, "output": gives}
 
 
 def export_core(model: nn.Module, crop: int, opset: int) -> ModelProto:

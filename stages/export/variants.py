@@ -40,7 +40,7 @@ class Demands:
 
     max_accuracy_drop: float  # top-1, as a fraction
     max_errors: Mapping[str, float]  # max |Δlogit| / max |reference logit|, by precision
-    min_speedup: float  # against float32, on the device it is made for; 0 asks for nothing
+    min_speedup: float  # of a file for CPUs against float32; 0 asks for nothing
 
 
 def half_precision(core: ModelProto, _images: np.ndarray) -> ModelProto:
@@ -93,6 +93,7 @@ def ship_variants(
     core: ModelProto,
     complete: Callable[[ModelProto], ModelProto],
     metadata: Mapping[str, str],
+    of_core: Mapping[str, str],
     *,
     calibration: np.ndarray,  # float32 (m, 3, crop, crop), normalised training images
     judged: Judged,
@@ -100,7 +101,7 @@ def ship_variants(
 ) -> list[dict[str, Any]]:
     """Write each reduced file that meets `demands` under `root`; return a row on each, with the reason where it does not.
 
-    `complete` makes of a network the file that takes images.
+    `complete` makes of a network the file that takes images, and `metadata` is that file's; `of_core` is the network's own.
     """
     rows = []
     for file in FILES:
@@ -117,7 +118,8 @@ def ship_variants(
         drop = accuracy(judged.reference, judged.labels) - accuracy(logits, judged.labels)
         reason = _why_not(file, drop, error, demands) or _too_slow(file, core, reduced, judged.images, demands)
         if not reason:
-            check_and_save(root / file.path, complete(reduced) if file.takes == "image" else reduced, metadata)
+            whole = file.takes == "image"
+            check_and_save(root / file.path, complete(reduced) if whole else reduced, metadata if whole else of_core)
         finite = error if np.isfinite(error) else None
         rows.append(
             {**row, "way": way, "accuracy_drop": drop, "error": finite, "shipped": not reason, "reason": reason}

@@ -146,7 +146,7 @@ def _files(sidecar: Mapping[str, Any]) -> str:
     lines = [
         "## Files",
         "",
-        f"Drop, error and speed of the files of less precision were seen on {sidecar['machine']}.",
+        f"Drop and error of the files of less precision were seen on {sidecar['machine']}.",
         "",
         "| file | what it is | made for | drop of top-1 | largest error of a logit | shipped |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -164,7 +164,8 @@ def _runtimes(parity: Parity | None) -> str:
         "## Runtimes",
         "",
         "`model.onnx` is made of plain operators of an old opset and resizes by matrix products, which runtimes compute",
-        "alike (ONNX's own Resize they do not). What was checked on the machine that made this card:",
+        "alike (ONNX's own Resize they do not). With opset 18 ONNX Runtime 1.15 is the oldest that was seen to run it. What was",
+        "checked on the machine that made this card:",
         "",
         "| runtime | precision | verdict |",
         "| --- | --- | --- |",
