@@ -60,25 +60,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder with room for five times the photos")
     parser.add_argument("--images", type=int, nargs="+", default=[FEW, 1000, 10_000, 100_000])
     parser.add_argument("--store", choices=("encoded", "pixels"), default="encoded")
-    parser.add_argument("--draw", action="store_true", help="only draw the photos")
     parser.add_argument("--experiments", type=int, default=0, help="check the results out in so many clones too")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     # In a process of its own, for it imports torch: whatever is started from here is charged with this one's memory.
     machine = json.loads(subprocess.check_output([sys.executable, "-c", DESCRIBE], text=True, cwd=ROOT))
     for num in arguments.images:
-        source = arguments.work / f"photos-{num}"
+        source, project = arguments.work / f"photos-{num}", arguments.work / f"{arguments.store}-{num}"
         draw_source(source, num)
-        if not arguments.draw:
-            project = arguments.work / f"{arguments.store}-{num}"
-            make_project(project, source, arguments.store)
-            row: dict[str, Any] = {"source_bytes": disk(source)}
-            for found in measure(project, num):
-                row |= found
-                record(arguments.out, machine, f"{num} {arguments.store}", row)
-            if arguments.experiments:
-                row["experiments"] = measure_experiments(project, arguments.experiments)
-                record(arguments.out, machine, f"{num} {arguments.store}", row)
+        make_project(project, source, arguments.store)
+        row: dict[str, Any] = {"source_bytes": disk(source)}
+        for found in measure(project, num):
+            row |= found
+            record(arguments.out, machine, f"{num} {arguments.store}", row)
+        if arguments.experiments:
+            row["experiments"] = measure_experiments(project, arguments.experiments)
+            record(arguments.out, machine, f"{num} {arguments.store}", row)
     print((arguments.out / "scale.md").read_text(encoding="utf-8"))
 
 
@@ -152,7 +149,8 @@ def disk(*folders: Path) -> int:
 
 def measure_experiments(project: Path, num: int) -> dict[str, int]:
     """The disk of `num` clones with the photos and the stored images in each, as experiments on one worker, all with the project's cache."""
-    for command in (["add", "-A"], ["-c", "user.name=scale", "-c", "user.email=", "commit", "-qm", "measured"]):
+    identity = ["-c", "user.name=scale", "-c", "user.email=scale@localhost"]
+    for command in (["add", "-A"], [*identity, "commit", "-qm", "measured"]):
         subprocess.run(["git", *command], cwd=project, check=True)
     clones = [project.with_name(f"{project.name}-experiment-{i}") for i in range(num)]
     for clone in clones:
@@ -172,7 +170,7 @@ def record(folder: Path, machine: dict[str, str], name: str, row: dict[str, Any]
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Times are the CPU's, which other programs on the machine hardly change; those by the clock are in scale.json. What was not measured is nan."""
+    """Times are the CPU's, which other programs on the machine hardly change; those by the clock are in scale.json."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
     for name, row in rows.items():
         num, store = int(name.split()[0]), name.split()[1]
@@ -188,7 +186,7 @@ def table(rows: dict[str, Any]) -> str:
             *(*each, f"{', '.join(memory)} GB"),
             f"{row['nothing_to_do_cpu_seconds']:.1f} s, {row['status_cpu_seconds']:.1f} s",
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join("not measured" if "nan" in cell else cell for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
