@@ -8,6 +8,7 @@ cameras, and the source task teaches shapes that the target task's 400 images ar
     hotdogs.py, lookalikes.py       what the target task tells apart
     tables.py, clutter.py           what lies under and around a thing, whatever it is
     scenes.py                       the whole picture: placement, shadow, light, camera
+    many.py                         many pictures, drawn on all cores
 """
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Curves in a thing's own coordinates, x to the right and y down: float (N, 2) arrays."""
 
+from functools import cache
+
 import numpy as np
 
 
@@ -9,8 +11,8 @@ def rotation(angle: float) -> np.ndarray:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, points: int = 28) -> np.ndarray:
-    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    return np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], axis=1)
+    cos, sin = _circle(points)
+    return np.stack([x + rx * cos, y + ry * sin], axis=1)
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float, points: int = 18) -> np.ndarray:
@@ -21,7 +23,7 @@ def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float, poi
 
 def bow(length: float, bend: float = 0.0, y: float = 0.0, points: int = 13) -> np.ndarray:
     """A line from -length/2 to length/2 whose middle sags by `bend`."""
-    along = np.linspace(-1, 1, points)
+    along = _line(points)
     return np.stack([along * length / 2, y + bend * (1 - along**2)], axis=1)
 
 
@@ -48,12 +50,32 @@ def tube(spine: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
     """The outline of everything within `radius` of the spine, ends round."""
     radii = np.broadcast_to(radius, len(spine))
     across = normals(spine) * radii[:, None]
-    angles = np.linspace(0, np.pi, 8)[1:-1, None]
-    tail = spine[-1] + across[-1] * np.cos(angles) + radii[-1] * _forward(spine[-2:]) * np.sin(angles)
-    head = spine[0] - across[0] * np.cos(angles) - radii[0] * _forward(spine[:2]) * np.sin(angles)
+    cos, sin = _half_circle()
+    tail = spine[-1] + across[-1] * cos + radii[-1] * _forward(spine[-2:]) * sin
+    head = spine[0] - across[0] * cos - radii[0] * _forward(spine[:2]) * sin
     return np.concatenate([spine + across, tail, (spine - across)[::-1], head])
 
 
 def _forward(step: np.ndarray) -> np.ndarray:
     direction = step[1] - step[0]
     return direction / np.hypot(*direction)
+
+
+# A picture takes a hundred curves: what all of them share is computed once.
+
+
+@cache
+def _circle(points: int) -> tuple[np.ndarray, np.ndarray]:
+    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    return np.cos(angles), np.sin(angles)
+
+
+@cache
+def _half_circle() -> tuple[np.ndarray, np.ndarray]:
+    angles = np.linspace(0, np.pi, 8)[1:-1, None]
+    return np.cos(angles), np.sin(angles)
+
+
+@cache
+def _line(points: int) -> np.ndarray:
+    return np.linspace(-1, 1, points)

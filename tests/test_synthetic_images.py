@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthetic_images import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target
+from synthetic_images import SOURCE_CLASSES, TARGET_CLASSES, draw_source, draw_target, many
 from synthetic_images.curves import bow, normals, tube, zigzag
 from synthetic_images.hotdogs import HOTDOGS
 from synthetic_images.lookalikes import LOOKALIKES
+from synthetic_images.many import draw_many
 from synthetic_images.scenes import picture
 
 SETS = [(draw_target, TARGET_CLASSES), (draw_source, SOURCE_CLASSES)]
@@ -25,6 +26,17 @@ def test_the_same_arguments_give_the_same_bytes(draw, class_name):
 def test_indices_and_seeds_give_different_pictures(draw, class_name):
     pictures = {draw(class_name, index, seed, 48).tobytes() for index in range(8) for seed in (0, 1)}
     assert len(pictures) == 16
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_many_pictures_are_those_that_are_drawn_one_by_one(monkeypatch, few):
+    """By forks of this process, and without."""
+    monkeypatch.setattr(many, "FEW", few)
+    names, indices = list(SOURCE_CLASSES) * 2, range(3, 3 + 2 * len(SOURCE_CLASSES))
+    drawn = list(draw_many(draw_source, names, indices, 5, 32))
+    assert len(drawn) == len(names)
+    for name, index, found in zip(names, indices, drawn, strict=True):
+        assert np.array_equal(found, draw_source(name, index, 5, 32))
 
 
 def test_classes_and_tasks_do_not_share_random_numbers():
