@@ -6,8 +6,10 @@ knows the outs of every run. A dvc.lock in pieces is kept in .cache/, and one th
 and stays where it is.
 """
 
+import contextlib
 import json
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 
+FRESH = 2.0  # seconds
 CONFLICT = re.compile(rb"^(<{7}|>{7}|\|{7})( |$)", re.MULTILINE)  # as git writes the sides of a conflict
 
 
@@ -57,8 +60,10 @@ def _clear(repo: Repo, root: Path) -> list[str]:
         rwlock.unlink()
         cleared.append(".dvc/tmp/rwlock (in pieces)")
     for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        # Another clone that shares the cache may have made it just now, to fill it in the next moment.
+        if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > FRESH:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
             cleared.append(f"{folder.parent.name}/{folder.name} of the run-cache (empty)")
     return cleared
 

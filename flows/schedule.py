@@ -25,7 +25,7 @@ UNFINISHED = {"type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.
 
 def deployment(schedule: Schedule) -> RunnerDeployment:
     """Describe the scheduled run. One that would overlap another is cancelled at once, with a message that says so, instead of queueing."""
-    limit = ConcurrencyLimitConfig(limit=schedule.concurrency, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     made = pipeline.to_deployment(
         NAME,
         schedule=Cron(schedule.cron, timezone=schedule.timezone),

@@ -73,7 +73,6 @@ class Schedule(BaseModel):
     cron: Annotated[str, AfterValidator(_valid_cron)]
     timezone: Annotated[str, AfterValidator(_known_timezone)]
     timeout: Annotated[float, Field(gt=0, strict=False)]  # seconds
-    concurrency: Annotated[int, Field(ge=1)]
     experiment: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     promote: bool
     promotion: Promotion

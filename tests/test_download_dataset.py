@@ -178,6 +178,17 @@ def test_too_few_drawn_images_for_the_classes_are_refused() -> None:
         bring("synthetic", num_test=1)
 
 
+@pytest.mark.parametrize("hidden", ["set/.git", "set/photos/.ipynb_checkpoints"])
+def test_a_hidden_folder_is_neither_a_class_nor_a_wrapping(hidden: str) -> None:
+    make_folder("set/photos/")
+    Path(hidden).mkdir(parents=True)
+    bring("set")
+    assert sorted(path.name for path in Path("built/images").iterdir() if not path.name.startswith(".")) == [
+        "test",
+        "train",
+    ]
+
+
 @pytest.mark.parametrize("wrapping", ["", "hotdog/", "data/hotdog/"])
 def test_folders_around_the_classes_are_removed(wrapping: str) -> None:
     make_folder(f"set/{wrapping}")

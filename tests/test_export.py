@@ -299,12 +299,14 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
         "metadata": {"thresholds": '{"familiarity": 0.02, "probability": {"hotdog": 0.9}}'},
         "machine": "cpu (x)",
     }
-    card = model_card(sidecar, tmp_path, None, num_train=8, num_test=4, fixes={"drop": 3, "relabel": 0})
+    card = model_card(
+        sidecar, tmp_path, None, num_train=8, num_test=4, fixes={"drop": 3, "relabel": 0, "not_found": ["a", "b"]}
+    )
     assert (
         "| `export/model.int8.onnx` | as model.onnx, its network in 8 bits | cpu | 0.2500 | 0.1250 | no: slow |" in card
     )
     assert "| accuracy | 0.750 | 0.500 to 0.900 |" in card
-    assert "Fixed by a person's list, `fixes.yaml`, before anything was computed: 3 drop." in card
+    assert "Fixed by a person's list, `fixes.yaml`, before anything was computed: 3 drop, 2 not found." in card
     assert "below 0.020 the answer should not be used" in card
     assert "hotdog 0.900" in card
     assert "ROC-AUC" not in card

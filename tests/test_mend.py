@@ -78,7 +78,11 @@ def test_a_torn_rwlock_and_an_empty_note_of_a_run_are_removed(toy: Path) -> None
     rwlock, note = toy / ".dvc/tmp/rwlock", toy / ".dvc/cache/runs/ab" / ("ab" + 62 * "0")
     rwlock.write_text('{"/some/path": {"wri')
     note.mkdir(parents=True)
+    os.utime(note, (0, 0))
+    fresh = note.with_name("ab" + 62 * "1")  # another clone is about to fill it
+    fresh.mkdir()
     assert len(mend(toy)) == 2
+    assert fresh.exists()
     assert not rwlock.exists()
     assert not note.exists()
 

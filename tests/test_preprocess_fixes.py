@@ -45,6 +45,13 @@ def write_fixes(*entries):
     Path("fixes.yaml").write_text("".join(f"- {line}\n" for line in lines))
 
 
+def test_a_class_of_which_the_fix_list_leaves_nothing_is_named_with_that_reason(project):
+    draw_splits()
+    write_fixes(*({"file": f"test/hot/{index}.png", "action": "drop"} for index in range(2)))
+    with pytest.raises(ValueError, match=r"test/hot \(the fix list leaves none of its 2 files\)"):
+        main()
+
+
 def test_the_fix_list_drops_relabels_and_moves_and_is_counted(project):
     draw_splits()
     write_fixes(

@@ -27,7 +27,6 @@ GOOD = {
     "cron": "* * * * *",
     "timezone": "UTC",
     "timeout": 600,
-    "concurrency": 1,
     "experiment": "nightly",
     "host": "127.0.0.1",
     "port": 4200,
@@ -52,7 +51,7 @@ def test_the_shipped_schedule_is_valid_and_prefect_yaml_says_the_same() -> None:
     assert deployment["schedules"] == [{"cron": schedule.cron, "timezone": schedule.timezone}]
     expected = {"experiment": schedule.experiment, "timeout": schedule.timeout, "git_remote": "origin"}
     assert deployment["parameters"] == expected
-    assert deployment["concurrency_limit"] == {"limit": schedule.concurrency, "collision_strategy": "CANCEL_NEW"}
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 
 
 def test_prefect_yaml_names_the_flow_and_no_path_of_one_machine() -> None:
@@ -71,7 +70,6 @@ def test_prefect_yaml_names_the_flow_and_no_path_of_one_machine() -> None:
         ({"cron": "61 2 * * *"}, "cron"),
         ({"timezone": "Mars/Olympus"}, "timezone"),
         ({"timeout": 0}, "timeout"),
-        ({"concurrency": 0}, "concurrency"),
         ({"experiment": "two words"}, "experiment"),
         ({"port": 70000}, "port"),
         ({"retries": 3}, "retries"),

@@ -81,10 +81,14 @@ def pipeline(
             publish.results(workspace)
             good = not any(outcome.state in BAD for outcome in outcomes)
             notes = _hand_back(workspace, project, experiment, promotion, git_remote) if experiment and good else []
+        get_run_logger().info("%s", _summary(outcomes))
+        verdict = _verdict(outcomes, notes)
     except dvc_stages.Busy as error:
-        return Cancelled(name="TurnedAway", message=str(error))
-    get_run_logger().info("%s", _summary(outcomes))
-    verdict = _verdict(outcomes, notes)
+        verdict = Cancelled(name="TurnedAway", message=str(error))
+    except Exception as error:  # no remote, params that are refused, a promotion that fails: told before it is raised
+        if notify:
+            publish.notify(notify, f"{experiment or 'pipeline'}: Failed", str(error))
+        raise
     if notify:
         publish.notify(notify, f"{experiment or 'pipeline'}: {verdict.name}", verdict.message or "")
     return verdict

@@ -6,6 +6,7 @@ fingerprint of the path (names, sizes, times of change) is kept; where it differ
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from flows.checkout import SOURCES, local_path
@@ -56,8 +57,8 @@ def _recorded(workspace: Path) -> dict[str, str]:
 def _fingerprint(path: Path) -> str:
     """Digest the names, sizes and times of change of a file or of all files in a folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digest = hashlib.sha256(str(path.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(path.resolve()))
     for file in files:
         facts = file.stat() if file.exists() else file.lstat()  # a dangling link has none but its own
-        digest.update(f"{file.relative_to(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(file.relative_to(path)) + f"\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from stages.download.unpack import is_junk, unpack
 from stages.shared.files import file_digest
 from stages.shared.source_images import pack
 from synthetic_images import TARGET_CLASSES, draw_target
+from synthetic_images.many import draw_many
 
 KEY = "dataset.source"
 MANY_FILES = 20_000  # beyond, they are packed into one
@@ -141,13 +142,14 @@ def draw_images(target: Path, *, num_train: int, num_test: int, side: int, seed:
             raise ValueError(
                 f"dataset.synthetic.num_{split} is {total}; make it at least {len(TARGET_CLASSES)}, one a class"
             )
-        for position in tqdm(range(total), desc=f"draw {split}", unit=" images", disable=None):
-            index, class_number = divmod(position, len(TARGET_CLASSES))
-            class_name = TARGET_CLASSES[class_number]
-            folder = target / split / class_name
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = draw_target(class_name, first + index, seed, side)
-            Image.fromarray(pixels).save(folder / f"{index:05d}.png", compress_level=1)
+        for class_name in TARGET_CLASSES:
+            (target / split / class_name).mkdir(parents=True, exist_ok=True)
+        numbers = [position // len(TARGET_CLASSES) for position in range(total)]  # of each picture in its class
+        names = [TARGET_CLASSES[position % len(TARGET_CLASSES)] for position in range(total)]
+        drawn = draw_many(draw_target, names, [first + number for number in numbers], seed, side)
+        bar = tqdm(drawn, total=total, desc=f"draw {split}", unit=" images", disable=None)
+        for name, number, pixels in zip(names, numbers, bar, strict=True):
+            Image.fromarray(pixels).save(target / split / name / f"{number:05d}.png", compress_level=1)
 
 
 def place_images(tree: Path, images: Path, labels: str | None = None) -> None:
@@ -171,10 +173,11 @@ def place_images(tree: Path, images: Path, labels: str | None = None) -> None:
 
 def _only_folder(folder: Path, labels: str | None) -> Path | None:
     """The only folder in `folder`, if it has folders itself: else it is a class. With `labels`: if these lie further in."""
-    folders = [path for path in folder.iterdir() if path.is_dir()]
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if len(folders) != 1 or (labels and (folder / labels).is_file()):
         return None
-    return folders[0] if labels or any(path.is_dir() for path in folders[0].iterdir()) else None
+    inner = (path for path in folders[0].iterdir() if path.is_dir() and not path.name.startswith("."))
+    return folders[0] if labels or any(inner) else None
 
 
 def describe_tree(root: Path) -> dict[str, Any]:

@@ -17,8 +17,9 @@ def check_usable(layout: Layout, images: Sequence[Image], skipped: Sequence[Skip
     """Raise ValueError naming every class of a split without a single image that can be used, and why."""
     usable = Counter((image.source.split, image.source.label) for image in images)
     lost = Counter((entry.source.split, entry.source.label) for entry in skipped)
+    found = Counter((source.split, source.label) for source in layout.sources)
     empty = [
-        f"{_place(folders, split, name)} ({_why_empty(skipped, split, label, lost[split, label])})"
+        f"{_place(folders, split, name)} ({_why_empty(skipped, split, label, lost[split, label], found[split, label])})"
         for split, folders in layout.folders.items()
         for label, name in enumerate(layout.class_names)
         if not usable[split, label]
@@ -58,7 +59,9 @@ def _place(folders: Sequence[Path], split: str | None, name: str) -> str:
     return f"class folder {folders[0] / name}" if folders else f"class {name} of {split or 'the dataset'}"
 
 
-def _why_empty(skipped: Sequence[Skipped], split: str | None, label: int, lost: int) -> str:
+def _why_empty(skipped: Sequence[Skipped], split: str | None, label: int, lost: int, found: int) -> str:
+    if found > lost:
+        return f"the fix list leaves none of its {found} files"
     if not lost:
         return "it holds no file"
     first = next(e.reason for e in skipped if (e.source.split, e.source.label) == (split, label))

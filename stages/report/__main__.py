@@ -71,7 +71,7 @@ def draw_figures(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
 
 def provenance(runs: Sequence[Run], params: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Titled lists of facts; a file that an experiment does not have is left out."""
-    manifest_keys = ("digest", "class_names", "resize", "crop", "train")
+    manifest_keys = ("digest", "class_names", "transform", "max_side", "train")
     groups = [
         ("Data set", facts_of(artifacts.SOURCE_DATASET / "source.json")),
         ("Prepared data", facts_of(artifacts.MANIFEST, manifest_keys) + facts_of(artifacts.PREPROCESS_REPORT)),

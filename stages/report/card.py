@@ -30,7 +30,7 @@ def model_card(
     *,
     num_train: int,
     num_test: int,
-    fixes: Mapping[str, int],
+    fixes: Mapping[str, Any],
 ) -> str:
     """Markdown, of export.json's content, the evaluate stage's folder, check_parity's rows and what a person fixed."""
     facts = sidecar["facts"]
@@ -60,10 +60,11 @@ Recipe `{facts["recipe"]}`, seed {facts["seed"]}."""
 
 
 def _data(
-    facts: Mapping[str, Any], sidecar: Mapping[str, Any], num_train: int, num_test: int, fixes: Mapping[str, int]
+    facts: Mapping[str, Any], sidecar: Mapping[str, Any], num_train: int, num_test: int, fixes: Mapping[str, Any]
 ) -> str:
     source, weights = sidecar["data"]["source"] or {}, sidecar["weights"]["source"] or {}
-    done = [f"{count} {kind.replace('_', ' ')}" for kind, count in fixes.items() if count]
+    counts = {kind: len(found) if isinstance(found, list) else found for kind, found in fixes.items()}
+    done = [f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count]
     return f"""## Data
 
 {num_train} training and {num_test} test images from `{source.get("source", "a source that is not recorded")}`
@@ -74,7 +75,7 @@ Fixed by a person's list, `{sidecar.get("params", {}).get("dataset", {}).get("fi
 
 def _accuracy(metrics_path: Path) -> str:
     if not metrics_path.is_file():
-        return "## Accuracy\n\nNot measured: run the evaluate stage, then export again."
+        return "## Accuracy\n\nNot measured: run the evaluate stage, then report again."
     metrics = read_json(metrics_path)
     lines = [
         "## Accuracy",
@@ -107,7 +108,7 @@ def _row(title: str, values: Mapping[str, Any], key: str) -> str | None:
 
 def _mistakes(predictions_path: Path) -> str:
     if not predictions_path.is_file():
-        return "## Mistakes\n\nNot listed: run the evaluate stage, then export again."
+        return "## Mistakes\n\nNot listed: run the evaluate stage, then report again."
     with predictions_path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     wrong = [row for row in rows if row["label"] != row["prediction"]]

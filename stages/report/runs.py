@@ -1,23 +1,22 @@
 """Read what training and evaluating left of each recipe, and the mistakes it was surest of."""
 
-import base64
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from stages.report.heatmaps import grad_cam, overlay
 from stages.shared import artifacts
 from stages.shared.checkpoint import load_checkpoint
+from stages.shared.data_uri import data_uri
 from stages.shared.dataset import load_test_pixels
 from stages.shared.encoded import Crops
 from stages.shared.files import read_json
 
+SIDE = 320  # pixels of a picture on the page
 NUM_MISTAKES = 8  # pictures a recipe
 NUM_RIGHT, MAX_CLASSES = 2, 6  # right answers a class, and classes
 
@@ -60,6 +59,8 @@ def read_run(recipe: str) -> Run:
             f"{evaluate_dir / 'predictions.csv'}: {len(predictions)} images, but the test split has {len(pixels)}; "
             f"run evaluate {recipe} again"
         )
+    wrong, right = surest_mistakes(predictions, NUM_MISTAKES), surest_right(predictions, NUM_RIGHT, MAX_CLASSES)
+    answers = show(recipe, predictions, pixels, [*wrong, *right])
     return Run(
         recipe=recipe,
         trained=read_needed_json(train_dir / "metrics.json", f"train {recipe}"),
@@ -68,8 +69,8 @@ def read_run(recipe: str) -> Run:
         predictions=predictions,
         roc=read_csv(evaluate_dir / "roc.csv", f"evaluate {recipe}"),
         calibration=read_csv(evaluate_dir / "calibration.csv", f"evaluate {recipe}"),
-        mistakes=show(recipe, predictions, pixels, surest_mistakes(predictions, NUM_MISTAKES)),
-        right=show(recipe, predictions, pixels, surest_right(predictions, NUM_RIGHT, MAX_CLASSES)),
+        mistakes=answers[: len(wrong)],
+        right=answers[len(wrong) :],
     )
 
 
@@ -103,8 +104,8 @@ def show(recipe: str, rows: Rows, pixels: Crops, chosen: Sequence[int]) -> list[
             label=rows[index]["label"],
             prediction=rows[index]["prediction"],
             confidence=_confidence(rows[index]),
-            picture=_jpeg(crop),
-            heatmap=None if heat is None else _jpeg(overlay(crop, heat[place])),
+            picture=data_uri(crop, SIDE),
+            heatmap=None if heat is None else data_uri(overlay(crop, heat[place]), SIDE),
         )
         for place, (index, crop) in enumerate(zip(chosen, crops, strict=True))
     ]
@@ -112,15 +113,6 @@ def show(recipe: str, rows: Rows, pixels: Crops, chosen: Sequence[int]) -> list[
 
 def _confidence(row: Mapping[str, str]) -> float:
     return float(row[f"p_{row['prediction']}"])
-
-
-def _jpeg(pixels: np.ndarray) -> str:
-    """(H, W, 3) uint8, as the model saw it, no larger than the page shows it."""
-    image = Image.fromarray(np.asarray(pixels))
-    image.thumbnail((320, 320))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def read_csv(path: Path, stage: str) -> list[dict[str, str]]:
