@@ -22,6 +22,7 @@ OVERRIDES = Path(__file__).with_suffix(".yaml")
 
 def main() -> None:
     files = project_files()
+    remove_others(files, DEMO)
     copy(files, DEMO)
     override(DEMO / "params.yaml", read_yaml(OVERRIDES))
     commit(DEMO)
@@ -39,6 +40,14 @@ def project_files() -> list[str]:
     )
     names = listed.stdout.decode().split("\0")
     return [name for name in names if name and (ROOT / name).is_file() and name != "dvc.lock"]
+
+
+def remove_others(files: list[str], target: Path) -> None:
+    """Remove what an earlier demo copied and the checkout no longer has."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=target, capture_output=True) if target.exists() else None
+    names = listed.stdout.decode().split("\0") if listed and listed.returncode == 0 else []
+    for name in set(filter(None, names)) - {*files, "dvc.lock"}:
+        (target / name).unlink(missing_ok=True)
 
 
 def copy(files: list[str], target: Path) -> None:
@@ -71,7 +80,7 @@ def commit(folder: Path) -> None:
 
 
 def run(*command: str) -> None:
-    with warm.python() as folder:
+    with warm.python(light=["stages.download dataset"]) as folder:
         environment = stage_environment()
         environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
         finished = subprocess.run(command, cwd=DEMO, env=environment)
@@ -80,12 +89,16 @@ def run(*command: str) -> None:
 
 
 def summary(artifacts: Path) -> str:
-    where = artifacts.relative_to(Path.cwd()) if artifacts.is_relative_to(Path.cwd()) else artifacts
+    where, python = from_here(artifacts), from_here(Path(sys.executable))
     comparison = (artifacts / "comparison.md").read_text(encoding="utf-8")
     return (
         f"\n{comparison}\nreport: {where / 'report.html'}\nmodel:  {where / 'model.onnx'}\n"
-        f"try it: python consumers/predict.py --model {where / 'model.onnx'} IMAGE..."
+        f"try it: {python} consumers/predict.py --model {where / 'model.onnx'} IMAGE..."
     )
+
+
+def from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

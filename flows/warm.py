@@ -3,6 +3,7 @@
 Importing torch and torchvision takes a stage some five seconds, and a run of all stages starts a dozen and a half. While the
 command runs, `python` is a small script that hands `-m module arguments`, the working folder, the environment and the three
 streams to a server, which forks and runs the module; without a server, and for anything else, it starts the real python.
+While the server still imports, it waits: to import the same beside it would take longer. What needs none of it goes at once.
 """
 
 import contextlib
@@ -23,15 +24,19 @@ from typing import Any, NoReturn
 from flows import supervise
 
 GRACE = 10.0  # seconds for a stage to end when the command has
+PATIENCE = 120.0  # seconds that a client waits for a server whose end it has not been told
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "scipy.stats", "sklearn.metrics", "sklearn.linear_model",
              "matplotlib.figure", "PIL.Image", "pydantic", "ruamel.yaml", "safetensors.torch", "jinja2", "tqdm")  # fmt: skip
 
 CLIENT = """\
-import json, os, socket, sys
+import json, os, socket, sys, time
 request = json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}}).encode()
 connection = socket.socket(socket.AF_UNIX)
 try:
-    assert sys.argv[1] == "-m"
+    assert sys.argv[1] == "-m" and " ".join(sys.argv[2:]) not in {light!r}
+    folder, deadline = os.path.dirname({address!r}), time.monotonic() + {patience}
+    while time.monotonic() < deadline and not {{"socket", "failed"}}.intersection(os.listdir(folder)):
+        time.sleep(0.02)
     connection.connect({address!r})
 except (AssertionError, IndexError, OSError):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
@@ -42,11 +47,15 @@ sys.exit(int(connection.recv(16) or b"1"))
 
 
 @contextlib.contextmanager
-def python(libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
-    """Start the server; yields the folder with its `python`, to be put in front of PATH."""
+def python(libraries: Sequence[str] = LIBRARIES, light: Sequence[str] = ()) -> Iterator[Path]:
+    """Start the server; yields the folder with its `python`, to be put in front of PATH.
+
+    `light` are command lines, as `stages.download dataset`, that need none of the libraries.
+    """
     with tempfile.TemporaryDirectory(prefix="warm-") as name:
         folder, address = Path(name), f"{name}/socket"
-        (folder / "client.py").write_text(CLIENT.format(python=sys.executable, address=address))
+        settings = {"python": sys.executable, "address": address, "patience": PATIENCE, "light": list(light)}
+        (folder / "client.py").write_text(CLIENT.format(**settings))
         client = folder / "python"
         client.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {folder}/client.py "$@"\n')
         client.chmod(0o755)
@@ -60,12 +69,17 @@ def python(libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
 
 def main(address: str, *libraries: str) -> None:
     """Serve requests side by side, each by a fork that waits for the stage's. Until the libraries are there, none can connect."""
-    for library in libraries:
-        importlib.import_module(library)
+    try:
+        for library in libraries:
+            importlib.import_module(library)
+    except BaseException:
+        Path(address).with_name("failed").touch()
+        raise
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the waiting forks
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.part")
         listener.listen()
+        Path(f"{address}.part").rename(address)  # whoever sees it can connect
         while True:
             connection, _ = listener.accept()
             with connection:

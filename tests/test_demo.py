@@ -88,7 +88,9 @@ def test_a_second_demo_updates_the_copy_and_commits_again(checkout: Path, monkey
     monkeypatch.setattr(demo, "run", fake_repro)
     demo.main()
     (checkout / "stages" / "a.py").write_text("edited again")
+    (checkout / "new.py").unlink()
     demo.main()
+    assert not (demo.DEMO / "new.py").exists()
     assert (demo.DEMO / "stages/a.py").read_text() == "edited again"
     assert len(git(demo.DEMO, "log", "--format=%s").splitlines()) == 2
     assert git(demo.DEMO, "show", "HEAD:stages/a.py") == "edited again"
@@ -99,7 +101,7 @@ def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No server to import libraries: the commands of these tests need none."""
 
     @contextmanager
-    def python() -> Iterator[Path]:
+    def python(light: list[str]) -> Iterator[Path]:
         yield tmp_path
 
     monkeypatch.setattr(warm, "python", python)

@@ -58,6 +58,16 @@ def test_what_is_no_module_goes_to_the_real_python(python: Path, tmp_path: Path)
     assert done.stdout == f"False {sys.executable}\n"
 
 
+def test_what_needs_no_library_does_not_wait_for_any(tmp_path: Path) -> None:
+    (tmp_path / "slow_library.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "stage.py").write_text(MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        with warm.python(["slow_library"], light=["stage 0"]) as folder:
+            done = run(folder / "python", tmp_path, "-m", "stage", "0")
+    assert done.stdout == f"fresh {tmp_path} red 0\n"
+
+
 def test_without_its_server_it_is_the_real_python(tmp_path: Path) -> None:
     (tmp_path / "stage.py").write_text(MODULE)
     with warm.python(["no_such_library"]) as folder:
