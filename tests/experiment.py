@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -15,6 +16,10 @@ from ruamel.yaml import YAML
 from flows import warm
 
 ROOT = Path(__file__).parents[1]
+DVC = (
+    "dvc.cli", "dvc.commands.repro", "dvc.commands.experiments.run", "dvc.repo.reproduce",
+    "dvc.repo.experiments.executor.local", "dvc.repo.experiments.queue.workspace",
+)  # fmt: skip
 REAL = ROOT.parent / "shared" / "real"
 
 # Everything drawn, and as small as it can be and still go through every branch.
@@ -23,6 +28,7 @@ TINY: dict[str, Any] = {
     "dataset.synthetic.num_train": 24,
     "dataset.synthetic.num_test": 12,
     "dataset.synthetic.side": 48,
+    "model.architecture": "shufflenet_v2_x0_5",
     "model.weights": "synthetic",
     "pretrain.num_images": 32,
     "pretrain.batch_size": 16,
@@ -91,21 +97,21 @@ def environment() -> dict[str, str]:
 def warm_environment() -> dict[str, str]:
     """As `environment`, but the stages are forks of one process that has imported their libraries."""
     plain = environment()
-    return {**plain, "PATH": os.pathsep.join([str(warm_python()), plain["PATH"]])}
+    return {**plain, "PATH": os.pathsep.join([str(warm_python(*warm.LIBRARIES).parent), plain["PATH"]])}
 
 
 @cache
-def warm_python() -> Path:
-    """The folder of a `python` whose modules are forks of one process, of all tests in this process."""
+def warm_python(*libraries: str) -> Path:
+    """A `python` whose modules are forks of one process that has imported these, for all tests in this process."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(warm.python())
+    return stack.enter_context(warm.python(libraries)) / "python"
 
 
 def dvc(folder: Path, *arguments: str, check: bool = True) -> str:
     """Output of a dvc command, both streams."""
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+        [warm_python(*DVC), "-m", "dvc", *arguments],
         cwd=folder,
         env=warm_environment(),
         text=True,
@@ -125,3 +131,9 @@ def stage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         capture_output=True,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

@@ -25,7 +25,7 @@ from tests.finished_experiment import write_experiment, write_export
 from tests.test_training import model_and_head
 from tests.test_training import train as fit_small
 
-SMALL = TINY | {"model.architecture": "shufflenet_v2_x0_5", "runtime.device": "cpu"} | {
+SMALL = TINY | {"runtime.device": "cpu"} | {
     f"train.{recipe}.{key}": value
     for recipe in ("finetune", "scratch")
     for key, value in {"init": "random", "epochs": 1, "batch_size": 4, "lr": 0.001}.items()

@@ -20,7 +20,6 @@ from tests.nursery import Nursery
 from tests.test_kills import copy_of, results
 from tests.test_training import model_and_head, train
 
-EXPERIMENT = TINY | {"model.architecture": "shufflenet_v2_x0_5"}
 TO_SCRATCH = ["download dataset", "download model", "pretrain", "preprocess", "features", "inspect", "train scratch"]
 REST = [
     "zero_shot",
@@ -64,15 +63,9 @@ class Stages:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery("download", "pretrain", "preprocess", "train") as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Path:
     """A project, run up to the training of `scratch`."""
-    root = make_project(tmp_path_factory.mktemp("faults") / "done", EXPERIMENT)
+    root = make_project(tmp_path_factory.mktemp("faults") / "done", TINY)
     for stage in TO_SCRATCH:
         code, output = Stages(root, nursery).run(stage)
         assert code == 0, output
@@ -270,7 +263,7 @@ WAITING = "another process is downloading the dataset; waiting for it"
 
 
 def test_two_repros_at_once_one_is_turned_away_with_a_reason(tmp_path: Path) -> None:
-    root = make_project(tmp_path / "project", EXPERIMENT)
+    root = make_project(tmp_path / "project", TINY)
     with downloading(root):  # so that the first is in the middle of its stage for as long as the second needs
         first = start(root, "dvc", "repro", "download@dataset")
         wait_for_line(first, WAITING)
@@ -287,7 +280,7 @@ def test_two_repros_at_once_one_is_turned_away_with_a_reason(tmp_path: Path) -> 
 
 
 def test_two_downloads_at_once_wait_for_each_other(tmp_path: Path) -> None:
-    root = make_project(tmp_path / "project", EXPERIMENT)
+    root = make_project(tmp_path / "project", TINY)
     with downloading(root):
         both = [start(root, "stages.download", "dataset") for _ in range(2)]
         for process in both:

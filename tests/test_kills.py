@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +74,6 @@ class Project:
     def output(self) -> str:
         """What the last run printed."""
         return self.log.read_bytes()[self.last_run :].decode()
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """Only what the short test needs is imported beforehand; the long one's stages import the rest in their forks."""
-    with Nursery("download", "pretrain", "preprocess", "train") as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import torch
 
 from stages.shared import nodes
 from stages.shared.distributed import meeting_point
+from tests.experiment import free_port
 from tests.test_training import model_and_head, split, train
 
 __all__ = ["split"]  # the fixture
@@ -55,12 +56,6 @@ def folders(tmp_path: Path, split) -> list[Path]:
         folder.mkdir()
         (folder / "node.py").write_text(NODE.format(root=str(Path(__file__).parents[1])))
     return both
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def start(folders: list[Path], epochs: int) -> list[subprocess.Popen[str]]:

@@ -27,8 +27,9 @@ def ran(output: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """From shards; other tests run all stages from decoded images."""
-    folder = make_project(tmp_path_factory.mktemp("tiny"), TINY | {"preprocess.store": "encoded"})
+    """From shards; other tests run all stages from decoded images. Of a network whose answers differ after two epochs."""
+    own = {"preprocess.store": "encoded", "model.architecture": "resnet18"}
+    folder = make_project(tmp_path_factory.mktemp("tiny"), TINY | own)
     dvc(folder, "repro")
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "Run")
@@ -84,11 +85,8 @@ def test_an_experiment_runs_what_its_setting_changes_and_is_shown_beside_the_fir
     evaluations = {f"evaluate@{recipe}" for recipe in ("finetune", "scratch", "tuned")}
     assert set(ran(output)) == evaluations | {"compare", "report"}
 
-    changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
-    assert changed == {"evaluate.calibration_bins": {"old": 15, "new": 3, "diff": -12}}
     metrics = json.loads(dvc(project, "metrics", "diff", "--json"))["artifacts/metrics.json"]
     assert {key.split(".")[1] for key in metrics} == {"test_ece"}
-    assert "few-bins" in dvc(project, "exp", "show", "--csv")
     shown = shlex.split(re.search(r"dvc (exp show .*)", (ROOT / "Makefile").read_text())[1])
     screen = dvc(project, *shown).splitlines()
     assert any("few-bins" in line and "3" in line for line in screen)

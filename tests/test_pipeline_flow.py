@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import dvc_stages
+from flows import dvc_stages, project
 from flows.pipeline import local_sources
 from flows.settings import prefect_environment
 from tests import toy_project
@@ -25,7 +25,16 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(dvc_stages, "GRACE", 1.0)
+    toy_project.fork_dvc(monkeypatch)
     return toy_project.create(tmp_path / "toy")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The subjects of what a notification block is sent."""
+    subjects: list[str] = []
+    monkeypatch.setattr("flows.pipeline.publish.notify", lambda block, subject, body: subjects.append(subject))
+    return subjects
 
 
 @pytest.fixture
@@ -134,7 +143,10 @@ def test_a_fault_that_passes_is_no_failure(server: str, toy: Path) -> None:
     assert run(toy, "first", retry_delay=0.1).is_completed()
 
 
-def test_a_run_over_its_time_stops_its_stage_and_says_so(server: str, toy: Path) -> None:
+def test_a_run_over_its_time_stops_its_stage_and_says_so(
+    server: str, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project, "sys", sys)  # a DVC of its own, and no fork
     (toy / "knobs/first").write_text(toy_project.STUBBORN)
     state = run(toy, "second", timeout=6)
     assert state.is_failed()
@@ -144,9 +156,10 @@ def test_a_run_over_its_time_stops_its_stage_and_says_so(server: str, toy: Path)
     assert state_names(state) == {"first": "TimedOut", "second": "Skipped"}
 
 
-def test_a_second_run_in_the_same_checkout_is_turned_away(server: str, toy: Path) -> None:
+def test_a_second_run_in_the_same_checkout_is_turned_away(server: str, toy: Path, told: list[str]) -> None:
     with dvc_stages.claimed(toy / ".cache/pipeline.lock"):
-        state = run(toy, "first")
+        state = run(toy, "first", notify="slack-webhook/ops")
+    assert told == ["pipeline: TurnedAway"]
     assert state.is_cancelled()
     assert state.name == "TurnedAway"
     assert f"process {os.getpid()} runs the pipeline" in state.message
@@ -166,6 +179,15 @@ def test_a_changed_local_folder_is_downloaded_again(server: str, toy: Path, tmp_
     assert state_names(run(toy, target)) == {target: "Cached"}
 
 
+def test_a_file_name_that_is_no_utf8_counts_as_any_other(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "params.yaml").write_text("dataset: {source: photos}\n")
+    before = local_sources.read(tmp_path, tmp_path)
+    Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.jpg")).write_bytes(b"")
+    assert local_sources.read(tmp_path, tmp_path) != before
+
+
 def test_addresses_and_names_are_no_local_sources(tmp_path: Path) -> None:
     for source in ("http://127.0.0.1/x.zip", "synthetic", "IMAGENET1K_V1", "no/such/folder"):
         (tmp_path / "params.yaml").write_text(f"dataset: {{source: '{source}'}}\nmodel: {{weights: '{source}'}}\n")
@@ -181,11 +203,12 @@ def test_a_dangling_link_in_a_dataset_folder_is_left_for_the_download_to_explain
     assert set(local_sources.read(tmp_path, tmp_path)) == {"download@dataset"}
 
 
-def test_settings_are_written_into_params_yaml_as_dvc_does(server: str, toy: Path) -> None:
+def test_settings_are_written_into_params_yaml_as_dvc_does(server: str, toy: Path, told: list[str]) -> None:
     (toy / "params.yaml").write_text("# kept\n" + (toy / "params.yaml").read_text())
     assert run(toy, "first", settings={"number": 7}).is_completed()
     assert (toy / "params.yaml").read_text().startswith("# kept\nnumber: 7\n")
-    refused = run(toy, "first", settings={"number": "banana"})
+    refused = run(toy, "first", settings={"number": "banana"}, notify="slack-webhook/ops")
+    assert told == ["pipeline: Failed"]
     assert refused.is_failed()
     assert "number: not a number (found 'banana')" in refused.message
 
@@ -292,19 +315,22 @@ def test_results_are_published_as_tables_and_a_picture(server: str, toy: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize(
-    ("victim", "number"),
+    ("victim", "number", "knob"),
     [
-        ("command", signal.SIGTERM),
-        ("flow", signal.SIGKILL),
-        pytest.param("command", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("flow", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("supervisor", signal.SIGKILL, marks=pytest.mark.slow),
+        ("command", signal.SIGTERM, "SLEEP"),
+        ("flow", signal.SIGKILL, "SLEEP"),
+        *(
+            pytest.param(victim, number, "STUBBORN", marks=pytest.mark.slow)  # ten seconds of grace each
+            for victim in ("command", "flow", "supervisor")
+            for number in (signal.SIGTERM, signal.SIGKILL)
+            if (victim, number) != ("supervisor", signal.SIGTERM)
+        ),
     ],
 )
 def test_a_signal_leaves_no_child_and_the_next_run_picks_up(
-    server: str, toy: Path, victim: str, number: signal.Signals
+    server: str, toy: Path, victim: str, number: signal.Signals, knob: str
 ) -> None:
-    (toy / "knobs/second").write_text(toy_project.STUBBORN)
+    (toy / "knobs/second").write_text(getattr(toy_project, knob))
     command = start(toy, server)
     wait_until((toy / "running").exists, 90, "the second stage runs")
     supervisor = psutil.Process(command.pid).children()[0]

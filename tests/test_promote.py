@@ -20,7 +20,7 @@ from flows.promote.decide import decide
 from flows.promote.measured import Measured
 from flows.settings import Promotion, load_schedule
 from tests import promoted_project
-from tests.toy_project import dvc, git
+from tests.toy_project import dvc, fork_dvc, git
 
 ROOT = Path(__file__).parents[1]
 RULE = Promotion(
@@ -112,8 +112,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fresh(project: Path) -> Iterator[Path]:
+def fresh(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The project with nothing promoted."""
+    fork_dvc(monkeypatch)
     yield project
     for tag in registry.versions(project):
         git(project, "tag", "--delete", tag)

@@ -9,7 +9,7 @@ from stages.shared import sampling
 from stages.shared.sampling import choose_fraction, plan_epoch
 from stages.shared.transforms import draw_crops
 
-NUM_DRAWS = 20_000
+NUM_DRAWS = 8_000
 
 
 def kolmogorov_smirnov(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -30,7 +30,7 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     limit = 1.95 * np.sqrt(2 / NUM_DRAWS)  # two samples of one distribution are closer than this in 99.9 % of cases
     for column in range(4):
         assert kolmogorov_smirnov(ours[:, column], theirs[:, column]) < limit
-    assert abs(flips.double().mean() - 0.5) < 0.015
+    assert abs(flips.double().mean() - 0.5) < 0.02
 
 
 def test_crops_stay_inside_the_image():

@@ -185,7 +185,7 @@ def test_the_command_searches_by_validation_and_tests_the_winner_alone(
     toy = sweep_project.create(tmp_path / "toy")
     mine = SPACE | {"rungs": [{"width": 3}, {"width": 4}], "reduction": 2}
     (tmp_path / "mine.yaml").write_text(json.dumps(mine))
-    command = [sys.executable, "-m", "flows.search", str(tmp_path / "mine.yaml"), "--workers", "2"]
+    command = [sys.executable, "-m", "flows.search", str(tmp_path / "mine.yaml"), "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def search(trials: int) -> str:

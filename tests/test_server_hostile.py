@@ -126,12 +126,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert not [line for line in server.lines if line["event"] == "error"]
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 11))])
-def test_hostile_bodies_are_refused_or_answered_and_never_break_the_server(server: Server, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "seed"), [(120, 0), *(pytest.param(300, seed, marks=pytest.mark.slow) for seed in range(1, 11))]
+)
+def test_hostile_bodies_are_refused_or_answered_and_never_break_the_server(
+    server: Server, count: int, seed: int
+) -> None:
     good = server.classify(picture())
     connection = http.client.HTTPConnection(server.host, timeout=60)
     outcomes: Counter[int] = Counter()
-    for path, body, headers in hostile_requests(300, seed):
+    for path, body, headers in hostile_requests(count, seed):
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         content = response.read()
@@ -143,9 +147,9 @@ def test_hostile_bodies_are_refused_or_answered_and_never_break_the_server(serve
         if response.will_close:
             connection.close()
     print(dict(outcomes))
-    assert sum(outcomes.values()) == 300
-    assert outcomes[200] > 10  # not all are hopeless
-    assert outcomes[400] > 100
+    assert sum(outcomes.values()) == count
+    assert outcomes[200] > count / 30  # not all are hopeless
+    assert outcomes[400] > count / 3
     assert server.classify(picture()) == good
 
 

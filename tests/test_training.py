@@ -1,7 +1,6 @@
 """The loop is the book's: summed losses, two rates; seeded, resumable, the same on any number of devices."""
 
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flows import warm
 from stages.shared import training
 from stages.shared.checkpoint import digest
 from stages.shared.dataset import TrainSplit
@@ -21,6 +21,7 @@ from stages.shared.sampling import Augmentation, Sampling, batches, plan_epoch
 from stages.shared.training import fit
 from stages.shared.transforms import Transform, normalize
 from tests.exact_crops import crop_each
+from tests.experiment import environment, free_port, warm_python
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -224,10 +225,17 @@ def test_several_processes_equal_one_in_float64(split, tmp_path, num_devices):
     """With batches of 9, 9 and 2 the shards are uneven, and one of three processes has no share of the last batch."""
     np.savez(tmp_path / "split.npz", pixels=split.pixels, sizes=split.sizes, labels=split.labels)
     (tmp_path / "rank.py").write_text(RANK.format(root=str(Path(__file__).parents[1])))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_devices}"]
-    subprocess.run(
-        [*torchrun, tmp_path / "rank.py", tmp_path / "split.npz", tmp_path / "several.pt"], check=True, timeout=400
-    )
+    command = [warm_python(*warm.LIBRARIES), "-m", "rank", tmp_path / "split.npz", tmp_path / "several.pt"]
+    group = environment() | {
+        "WORLD_SIZE": str(num_devices),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    ranks = [
+        subprocess.Popen(command, cwd=tmp_path, env=group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(num_devices)
+    ]  # as torchrun starts them (tests/test_nodes.py has it do so)
+    assert [rank.wait(400) for rank in ranks] == [0] * num_devices
 
     model, head = model_and_head("resnet18", 64)
     train(model, head, split, lr=0.0003, precision=torch.float64, batch_size=9, crop=64)

@@ -13,8 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
+import pytest
+
+from flows import project
+from tests.experiment import DVC, warm_python
 
 DVC_YAML = """\
 stages:
@@ -124,11 +129,16 @@ def git(root: Path, *words: str) -> str:
 
 
 def dvc(root: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "dvc", *words]
+    command = [warm_python(*DVC), "-m", "dvc", *words]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         command, cwd=root, check=True, capture_output=True, text=True, env={**os.environ, "PATH": path}
     ).stdout
+
+
+def fork_dvc(patch: pytest.MonkeyPatch) -> None:
+    """Have the flows start a DVC that is a fork of a process that has imported it; stopping it would stop its client alone."""
+    patch.setattr(project, "sys", SimpleNamespace(executable=str(warm_python(*DVC))))
 
 
 def processes_in(root: Path) -> list[str]:
