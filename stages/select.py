@@ -64,15 +64,12 @@ def read_held_out(path: Path) -> HeldOut:
 
 
 def rank(held_out: Mapping[str, HeldOut]) -> list[Candidate]:
-    """The recipes from the best on, judged on the images that each of them held out."""
+    """The recipes from the best on, judged on the images that each of them held out; none where there is no such image."""
     if not held_out:
         return []
     rows, labels = common_rows(held_out)
     if not len(rows):
-        raise ValueError(
-            f"{', '.join(held_out)} were validated on different images; give them the same train_fraction and seed, "
-            "or name the recipe in export.recipe"
-        )
+        return []
     losses = {recipe: seen.losses[np.isin(seen.rows, rows)] for recipe, seen in held_out.items()}
     weights = balanced_weights(labels)
     means = {recipe: float(np.average(values, weights=weights)) for recipe, values in losses.items()}
@@ -109,7 +106,8 @@ def choose(wanted: str, candidates: list[Candidate]) -> tuple[str, str]:
         return wanted, "named by export.recipe"
     if not candidates:
         raise ValueError(
-            "export.recipe is auto, but no recipe was validated: set validation: holdout or folds for one, or name the recipe"
+            "export.recipe is auto, but no recipes were validated on the same images: set validation: holdout or folds for "
+            "one, give all the same train_fraction and seed, or name the recipe"
         )
     best, others = candidates[0], candidates[1:]
     scored = f"log-loss {best.loss:.3f} on {best.num_images} held-out training images"

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 
 from flows import overrides
 from flows.project import read_yaml
+from flows.search import results, worker
 from flows.search import study as studies
-from flows.search import worker
 from flows.search.space import FOLDER, Space, load_space
 from flows.sweep.experiments import ExperimentFailed
 from tests import sweep_project
@@ -118,6 +118,19 @@ def test_a_trial_whose_training_fails_is_told_and_the_search_goes_on(tmp_path: P
     assert first.state == TrialState.FAIL
     assert "the loss is nan" in first.user_attrs["error"]
     assert second.state == TrialState.COMPLETE
+
+
+def test_a_failed_test_of_the_winner_leaves_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ExperimentFailed("toy-t000-test", 1, "no space left")
+
+    study = studies.open_study(tmp_path, space(), seed=0)
+    worker.work(study, space(), tmp_path, 4, lambda number, chosen, rung: loss(chosen, rung))
+    monkeypatch.setattr(results.experiments, "finished", lambda *_: {})
+    monkeypatch.setattr(results.experiments, "run", fail)
+    with pytest.raises(ExperimentFailed, match="no space left"):
+        results.write(tmp_path, space(), study, "0" * 40, threads=1)
+    assert "4 trials" in (tmp_path / results.OUTPUT / space().name / "table.md").read_text()
 
 
 def test_a_line_that_a_power_cut_tore_is_dropped(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, dvc_stages.Busy) as error:
+    except (ValueError, dvc_stages.Busy, experiments.ExperimentFailed) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(supervise.STOPPED) from None

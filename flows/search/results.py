@@ -19,10 +19,14 @@ OUTPUT = Path("artifacts/searches")
 
 
 def write(project: Path, space: Space, study: optuna.Study, commit: str, threads: int) -> str:
-    """Write table.json and table.md below artifacts/searches/<name>/ and return what a person wants to know first."""
+    """Write table.json and table.md below artifacts/searches/<name>/ and return what a person wants to know first.
+
+    Raises ExperimentFailed where the best trial's test does; the tables are there by then, without it.
+    """
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     best = min(complete, key=lambda trial: _order(space, trial), default=None)
     winner: dict[str, Any] = {}
+    table = _save(project, space, study, winner)
     if best is not None:
         chosen = worker.experiment(space, best.number, best.params, len(space.rungs) - 1)
         (evaluation,) = tested([chosen])
@@ -31,15 +35,19 @@ def write(project: Path, space: Space, study: optuna.Study, commit: str, threads
             experiments.run(project, evaluation, threading.Event(), commit=commit, threads=threads)
             metrics = experiments.finished(project, commit, [evaluation])
         winner = describe([chosen], list(metrics.values()))
+        table = _save(project, space, study, winner)
+    take = f"dvc exp apply {chosen.name}" if best is not None else "no trial reached the last rung"
+    return f"{winner_line(winner)}\nall trials: {table.relative_to(project)}; take it over: {take}"
+
+
+def _save(project: Path, space: Space, study: optuna.Study, winner: dict[str, Any]) -> Path:
     rows = [_row(space, trial) for trial in study.trials]
     folder = project / OUTPUT / space.name
     folder.mkdir(parents=True, exist_ok=True)
     described = {"title": space.title, "ranked_by": space.score, "winner": winner, "rows": rows}
     (folder / "table.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = _markdown(space, rows, winner)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    take = f"dvc exp apply {chosen.name}" if best is not None else "no trial reached the last rung"
-    return f"{winner_line(winner)}\nall trials: {(folder / 'table.md').relative_to(project)}; take it over: {take}"
+    (folder / "table.md").write_text(_markdown(space, rows, winner), encoding="utf-8")
+    return folder / "table.md"
 
 
 def _row(space: Space, trial: FrozenTrial) -> dict[str, Any]:

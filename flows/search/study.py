@@ -78,10 +78,6 @@ def step(space: Space, rung: int) -> int:
     return int(space.reduction**rung)
 
 
-def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-
-
 def _abandoned(study: optuna.Study, folder: Path, held: contextlib.ExitStack) -> Trial | None:
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _hold(folder, frozen.number, held):

@@ -23,13 +23,8 @@ from flows.sweep.capacity import Memory, free_gpu_memory
 from flows.sweep.plan import Experiment
 
 CHECKOUTS = Path(".cache/sweep")
-CODE = (
-    "params.yaml",
-    "dvc.yaml",
-    "stages",
-    "synthetic_images",
-    "masking.py",
-)  # what an experiment is made of, and must be committed
+# What an experiment is made of, and must be committed.
+CODE = ("params.yaml", "fixes.yaml", "dvc.yaml", "stages", "synthetic_images", "masking.py")
 TAIL = 20  # lines of a failed run that are shown
 _preparing = threading.Lock()  # DVC's settings are edited in this process
 

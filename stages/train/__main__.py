@@ -79,14 +79,13 @@ def train(params: Params, name: str, recipe: Recipe, device: torch.device) -> No
 
     plan = choose_plan(recipe)
     outcome = cross_fit(train_on, split, folds, probe, plan, facts.transform, len(facts.class_names), device)
-    if isinstance(
-        outcome.model, Mirrored
-    ):  # what is written is the network; whoever loads it reads `mirror` in its facts
+    # What is written is the network; whoever loads it reads `mirror` in its facts.
+    if isinstance(outcome.model, Mirrored):
         outcome = replace(outcome, model=outcome.model.network)
     scale_logits(outcome.model, head_parameters(facts.architecture, facts.transform.crop), 1 / outcome.temperature)
     if rank_and_world_size()[0] == 0:
         write_outputs(artifacts.train_dir(name), facts, outcome, machine)
-        shutil.rmtree(resume_dir, ignore_errors=True)
+        shutil.rmtree(resume_dir.parent, ignore_errors=True)  # with what was left of runs of other settings
 
 
 def choose_recipe(params: Params, name: str) -> Recipe:
@@ -136,9 +135,8 @@ def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: 
     """The logistic head on the source network's features, and those fitted without each fold."""
     features, balanced = load_file(artifacts.FEATURES / "train.safetensors"), recipe.class_weights == "balanced"
     labels, crop, mirror = np.asarray(split.labels), features["crop"], features["mirror"]
-    judged = (
-        (crop + mirror) / 2 if recipe.mirror else crop
-    )  # a linear head's mean logits are those of the mean features
+    # A linear head's mean logits are its logits of the mean features.
+    judged = (crop + mirror) / 2 if recipe.mirror else crop
     return fit_probe(crop, mirror, labels, folds, num_classes, balanced=balanced, judged=judged)
 
 
@@ -158,11 +156,11 @@ def choose_augmentation(recipe: Recipe) -> Augmentation | None:
 def choose_optimization(recipe: Recipe, labels: torch.Tensor, num_classes: int) -> Optimization:
     """The recipe's way to update weights; its class weights are those of `labels` (n,)."""
     own = {field.name for field in fields(Optimization)} - {"class_weights"}
-    weights = balanced_weights(labels, num_classes) if recipe.class_weights == "balanced" else None
+    weights = balance_classes(labels, num_classes) if recipe.class_weights == "balanced" else None
     return Optimization(**{name: getattr(recipe, name) for name in own}, class_weights=weights)
 
 
-def balanced_weights(labels: torch.Tensor, num_classes: int) -> tuple[float, ...]:
+def balance_classes(labels: torch.Tensor, num_classes: int) -> tuple[float, ...]:
     """A weight for each class, with which all classes count alike and an image 1 on average; 0 for one without images."""
     counts = torch.bincount(labels, minlength=num_classes)
     present = int((counts > 0).sum())
@@ -170,13 +168,14 @@ def balanced_weights(labels: torch.Tensor, num_classes: int) -> tuple[float, ...
 
 
 def fingerprint(recipe: Recipe, facts: Facts, folds: np.ndarray, runtime: Runtime, machine: Mapping[str, str]) -> str:
-    """Names the resume files: a run goes on from it only where all that shapes its arithmetic is the same, the code too."""
+    """Digest that names the resume folder: of everything that shapes the arithmetic, the code included."""
     code = hashlib.sha256()
     for folder in (Path(__file__).parent, Path(checkpoint.__file__).parent):
         for path in sorted(folder.glob("*.py")):
             code.update(path.read_bytes())
     images = hashlib.sha256(folds.tobytes()).hexdigest()
-    everything = [recipe.model_dump(), asdict(facts), images, runtime.model_dump(), dict(machine), code.hexdigest()]
+    execution = runtime.model_dump(exclude={"save_every", "memory_gb"})
+    everything = [recipe.model_dump(), asdict(facts), images, execution, dict(machine), code.hexdigest()]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -56,9 +56,9 @@ def cross_fit(
     num_classes: int,
     device: torch.device,
 ) -> Outcome:
-    """Train on the images of `folds` (N,) that are not -1, without each fold that `plan` holds out, and at last on all.
+    """Train once without each held-out fold, then on all images; `folds` is (N,), and images of fold -1 take no part.
 
-    `probe` is what the trainings start from, if from one: without a fold, from the head fitted without it. The temperature is
+    With a `probe` every training starts from its head; one without a fold, from the head fitted without it. The temperature is
     that of the folds' models on held-out images, times how much surer than they the last model is of its own training images:
     on so few images one training ends surer than another, and no image is held out from the last.
     """
