@@ -13,36 +13,48 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import torch
-from PIL import Image, ImageDraw
+from onnx import ModelProto
 from safetensors.torch import save_file
 from scipy.special import logsumexp, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from benchmarks.far_pictures import draw_far
 from benchmarks.quality.ours import train_ours
 from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task, prepare
-from stages.export.familiarity import familiarity_graph, fit_gaussians, held_out_scores, unit_length
+from stages.export.core import export_core
+from stages.export.deploy import chain
+from stages.export.familiarity import familiarity_graph, fit_familiarity, fit_gaussians, unit_length
+from stages.export.variants import run_core
+from stages.shared.contrasts import WithContrasts
 from stages.shared.dataset import fixed_crops
 from stages.shared.files import read_json, write_json
-from stages.shared.frozen_features import extract_features, load_network
-from stages.shared.model import head_module, head_parameters
+from stages.shared.frozen_features import flatten, load_network
+from stages.shared.model import build_model, head_module, head_parameters
 from stages.shared.reproducibility import describe_machine
-from stages.shared.shipped_files import FEATURES
-from stages.shared.transforms import resize_center_crop
-from synthetic_images import SOURCE_CLASSES, draw_source
+from stages.shared.shipped_files import CONTRASTS, FAMILIARITY, FEATURES, LOGITS, NORMALIZED
+from stages.shared.transforms import network_input
 
 RESULT = Path(__file__).parent / "results" / "familiarity.json"
 RESNET = "resnet18-food100.pth"
 NUM_OTHERS = 100  # pictures of each kind
 NEIGHBOURS = 5
+BATCH = 32
 CPU = torch.device("cpu")
-Score = Callable[[np.ndarray], np.ndarray]  # features (n, d) -> how familiar (n,)
+Score = Callable[["Views"], np.ndarray]  # -> how familiar (n,)
+
+
+class Views(NamedTuple):
+    """Pictures as a network describes them."""
+
+    features: np.ndarray  # (n, d): the input of its last layer
+    contrasts: np.ndarray  # (n, e): of its early maps
 
 
 def main() -> None:
@@ -55,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     real, work = options.real.resolve(), options.work.resolve()
     task = prepare(options.task, real, work)
-    others = far_pictures() | {
+    others = draw_far(NUM_OTHERS, CROP) | {
         name: prepare(name, real, work).test_pixels[:: max(1, len(prepare(name, real, work).test_pixels) // NUM_OTHERS)]
         for name in options.near
     }
@@ -74,7 +86,8 @@ def about() -> dict[str, Any]:
         "pixels": CROP,
         "what": "area under the ROC curve, the task's test split against each kind of other pictures",
         "milliseconds_an_image": {
-            f"{size} features, 10 classes": round(milliseconds(size, 10), 3) for size in (512, 1280)
+            "added to a ResNet-18 of 224 px": round(added_milliseconds(), 2),
+            "the graph of it, 1280 features, 432 contrasts": round(milliseconds(1280, 432, 10), 2),
         },
     }
 
@@ -96,36 +109,48 @@ def areas(
 ) -> dict[str, dict[str, float]]:
     """Way -> kind of other pictures -> area under the ROC curve."""
 
-    def features(crops: np.ndarray) -> np.ndarray:
-        (found,) = extract_features(
-            model, head, [crops], len(crops), transform=task.transform, device=CPU, mirrored=(False,), name="pictures"
-        )
-        return found
-
-    train = features(fixed_crops(task.train, range(len(task.train)), task.transform))
-    known, unknown = features(task.test_pixels), {name: features(crops) for name, crops in others.items()}
+    train = describe(model, head, fixed_crops(task.train, range(len(task.train)), task.transform), task)
+    known = describe(model, head, task.test_pixels[:], task)
+    unknown = {name: describe(model, head, crops, task) for name, crops in others.items()}
     return {
         way: {name: round(area_under_roc(score, known, other), 3) for name, other in unknown.items()}
         for way, score in ways(train, np.asarray(task.train.labels)).items()
     }
 
 
-def ways(train: np.ndarray, labels: np.ndarray) -> Mapping[str, Score]:
-    """Each way's score by the training images' features (n, d) and labels (n,)."""
-    head = LogisticRegression(C=10, max_iter=1000).fit(unit_length(train), labels)
+@torch.inference_mode()
+def describe(model: nn.Module, head: nn.Module, crops: np.ndarray, task: Task) -> Views:
+    seen: list[np.ndarray] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(flatten(inputs[0]).numpy()))
+    network = WithContrasts(model).eval()
+    blocks = [crops[start : start + BATCH] for start in range(0, len(crops), BATCH)]
+    contrasts = [network(torch.from_numpy(network_input(block, task.transform)))[1].numpy() for block in blocks]
+    handle.remove()
+    return Views(np.concatenate(seen), np.concatenate(contrasts))
+
+
+def ways(train: Views, labels: np.ndarray) -> Mapping[str, Score]:
+    """Each way's score by the training images' descriptions and labels (n,)."""
+    unit = unit_length(train.features)
+    head = LogisticRegression(C=10, max_iter=1000).fit(unit, labels)
+    by_features, by_contrasts = fit_gaussians(unit, labels), fit_gaussians(train.contrasts, labels)
+    shipped = fit_familiarity(*train, labels, np.arange(len(labels)) // 2 % 5)
 
     def logits(features: np.ndarray) -> np.ndarray:
         found = head.decision_function(unit_length(features))
         return np.stack([-found / 2, found / 2], axis=1) if found.ndim == 1 else found
 
-    gaussians, unit = fit_gaussians(train, labels), unit_length(train)
     return {
-        "largest softmax": lambda features: softmax(logits(features), axis=1).max(axis=1),
-        "energy (log-sum-exp of the logits)": lambda features: logsumexp(logits(features), axis=1),
-        "Mahalanobis, raw features": fit_raw_gaussians(train, labels),
-        "Mahalanobis, unit length (shipped)": gaussians.scores,
-        f"{NEIGHBOURS}th nearest neighbour, unit length": lambda features: np.sort(
-            unit_length(features) @ unit.T, axis=1
+        "largest softmax": lambda views: softmax(logits(views.features), axis=1).max(axis=1),
+        "energy (log-sum-exp of the logits)": lambda views: logsumexp(logits(views.features), axis=1),
+        "Mahalanobis, raw features": fit_raw_gaussians(train.features, labels),
+        "Mahalanobis, features of unit length": lambda views: (
+            -by_features.distances(unit_length(views.features)).min(1)
+        ),
+        "Mahalanobis, contrasts of early maps": lambda views: -by_contrasts.distances(views.contrasts).min(1),
+        "the sum of the last two (shipped)": lambda views: shipped.scores(*views),
+        f"{NEIGHBOURS}th nearest neighbour, unit length": lambda views: np.sort(
+            unit_length(views.features) @ unit.T, axis=1
         )[:, -NEIGHBOURS],
     }
 
@@ -137,58 +162,51 @@ def fit_raw_gaussians(train: np.ndarray, labels: np.ndarray) -> Score:
     covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
 
-    def score(features: np.ndarray) -> np.ndarray:
-        return -(((features @ whitening)[:, None] - means @ whitening) ** 2).sum(axis=2).min(axis=1)
+    def score(views: Views) -> np.ndarray:
+        return -(((views.features @ whitening)[:, None] - means @ whitening) ** 2).sum(axis=2).min(axis=1)
 
     return score
 
 
-def area_under_roc(score: Score, known: np.ndarray, other: np.ndarray) -> float:
-    truth = np.r_[np.ones(len(known)), np.zeros(len(other))]
+def area_under_roc(score: Score, known: Views, other: Views) -> float:
+    truth = np.r_[np.ones(len(known.features)), np.zeros(len(other.features))]
     return float(roc_auc_score(truth, np.r_[score(known), score(other)]))
 
 
-def milliseconds(num_features: int, num_classes: int, runs: int = 500) -> float:
+def milliseconds(num_features: int, num_contrasts: int, num_classes: int, runs: int = 500) -> float:
     """Median time of the familiarity graph alone, for one image, on one thread."""
     generator = np.random.default_rng(0)
-    train, labels = generator.normal(size=(600, num_features)).astype(np.float32), np.arange(600) % num_classes
-    scores = held_out_scores(train, labels, np.arange(600) % 5)
-    graph = familiarity_graph(fit_gaussians(train, labels), scores, 18)
+    features, contrasts = (
+        generator.normal(size=(600, size)).astype(np.float32) for size in (num_features, num_contrasts)
+    )
+    labels = np.arange(600) % num_classes
+    graph = familiarity_graph(fit_familiarity(features, contrasts, labels, np.arange(600) % 7 % 5), 18)
+    return median_milliseconds(graph, {FEATURES: features[:1], CONTRASTS: contrasts[:1]}, runs)
+
+
+def added_milliseconds(runs: int = 60) -> float:
+    """What the contrasts and the familiarity add to a ResNet-18's time for one image of 224 px: both files in turns, medians."""
+    torch.manual_seed(0)
+    core = export_core(build_model("resnet18", 10, 224), 224, 18)
+    image = {NORMALIZED: np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)}
+    images = np.random.default_rng(1).normal(size=(40, 3, 224, 224)).astype(np.float32)
+    features, contrasts = run_core(core, images, FEATURES, CONTRASTS)
+    graph = familiarity_graph(fit_familiarity(features, contrasts, np.arange(40) % 10, np.arange(40) // 10), 18)
+    files = [chain([core, graph], [LOGITS, FAMILIARITY]), chain([core], [LOGITS])]
+    seconds = [[median_milliseconds(file, image, runs // 6) for file in files] for _ in range(6)]
+    return float(np.median([with_it - without for with_it, without in seconds]))
+
+
+def median_milliseconds(model: ModelProto, inputs: Mapping[str, np.ndarray], runs: int) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     seconds = []
     for _ in range(runs):
-        start = time.perf_counter()
-        session.run(None, {FEATURES: train[:1]})
-        seconds.append(time.perf_counter() - start)
+        start = time.thread_time()
+        session.run(None, inputs)
+        seconds.append(time.thread_time() - start)
     return 1000 * float(np.median(seconds))
-
-
-def far_pictures() -> dict[str, np.ndarray]:
-    """Kind -> crops uint8 (NUM_OTHERS, CROP, CROP, 3)."""
-    generator = np.random.default_rng(0)
-    noise = generator.integers(0, 256, (NUM_OTHERS, CROP, CROP, 3), dtype=np.uint8)
-    coarse = generator.integers(0, 256, (NUM_OTHERS, 6, 6, 3), dtype=np.uint8)
-    blobs = np.stack(
-        [np.asarray(Image.fromarray(few).resize((CROP, CROP), Image.Resampling.BICUBIC)) for few in coarse]
-    )
-    drawn = [
-        resize_center_crop(draw_source(SOURCE_CLASSES[row % len(SOURCE_CLASSES)], row, 0, 128), CROP, CROP)
-        for row in range(NUM_OTHERS)
-    ]
-    return {"noise": noise, "blobs": blobs, "text": draw_text(generator), "drawings": np.stack(drawn)}
-
-
-def draw_text(generator: np.random.Generator) -> np.ndarray:
-    pages = []
-    for _ in range(NUM_OTHERS):
-        page = Image.new("RGB", (CROP, CROP), "white")
-        for top in range(4, CROP - 10, 12):
-            letters = generator.choice(list("abcdefghijklmnopqrstuvwxyz    "), 18)
-            ImageDraw.Draw(page).text((4, top), "".join(letters), fill="black")
-        pages.append(np.asarray(page))
-    return np.stack(pages)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stages.export.deploy import deployable, deployable_on_crops
 from stages.export.variants import Demands, Judged, eight_bits, half_precision, ship_variants, speedup, split_evenly
 from stages.report.card import model_card
 from stages.shared.checkpoint import Facts
+from stages.shared.contrasts import WithContrasts
 from stages.shared.dataset import load_test_split
 from stages.shared.files import file_digest, read_json, write_json, write_text
 from stages.shared.model import Mirrored, build_model
@@ -187,6 +188,9 @@ def check_core(architecture: str) -> None:
     for batch in (1, 5):
         (logits,) = session.run(["logits"], {"normalized": images[:batch].numpy()})
         assert np.abs(logits - reference[:batch]).max() / np.abs(reference).max() < 2e-5
+    (contrasts,) = session.run(["map_contrasts"], {"normalized": images.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(contrasts, WithContrasts(model)(images.double())[1].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])

@@ -86,7 +86,7 @@ def test_a_variant_that_is_too_far_off_is_not_shipped_and_says_by_how_much(
 ) -> None:
     ways = {"a way": lambda core, _: core}
     monkeypatch.setattr(variants, "WAYS", {"fp16": ways, "int8": ways})
-    monkeypatch.setattr(variants, "run_core", lambda *_: np.array(logits, dtype=np.float64))
+    monkeypatch.setattr(variants, "run_core", lambda *_: [np.array(logits, dtype=np.float64)])
     for row in ship(tmp_path):
         assert (row["shipped"], row["reason"]) == (False, reason)
     assert list(tmp_path.iterdir()) == []

@@ -4,75 +4,104 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from stages.check_parity.familiarity import familiarity
 from stages.check_parity.placement import misplaced
 from stages.export.deploy import chain
-from stages.export.familiarity import familiarity_graph, fit_gaussians, held_out_scores, rank
+from stages.export.familiarity import Familiarity, familiarity_graph, fit_familiarity, rank
 from stages.export.heatmap import heatmap_graph
-from stages.shared.shipped_files import FEATURES, HEATMAP, LOGITS, NORMALIZED
+from stages.shared.contrasts import WithContrasts
+from stages.shared.model import build_model
+from stages.shared.shipped_files import CONTRASTS, FEATURES, HEATMAP, LOGITS, NORMALIZED
 
-NUM, SIZE = 90, 12
+NUM, SIZE, NUM_CONTRASTS = 90, 12, 5
+FOLDS = np.arange(NUM) // 2 % 5
 
 
-def drawn_features(seed: int = 0, num: int = NUM, apart: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features (num, SIZE) of two classes, of any length, and labels."""
+def drawn(
+    seed: int = 0, num: int = NUM, apart: float = 4.0, rough: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (num, SIZE) of two classes, of any length; contrasts (num, NUM_CONTRASTS), the first `rough`; and labels."""
     generator = np.random.default_rng(seed)
     labels = np.arange(num) % 2
     directions = generator.normal(size=(num, SIZE)) + apart * np.eye(SIZE)[labels]
-    return (directions * generator.uniform(0.1, 9, (num, 1))).astype(np.float32), labels
+    contrasts = generator.normal(1, 0.1, (num, NUM_CONTRASTS)) * np.r_[rough, np.ones(NUM_CONTRASTS - 1)]
+    features = directions * generator.uniform(0.1, 9, (num, 1))
+    return features.astype(np.float32), contrasts.astype(np.float32), labels
 
 
-def learnt(num_folds: int = 5) -> tuple[ModelProto, np.ndarray]:
-    features, labels = drawn_features()
-    held_out = held_out_scores(features, labels, np.arange(NUM) // 2 % num_folds)
-    return familiarity_graph(fit_gaussians(features, labels), held_out, 18), held_out
+def learnt() -> tuple[ModelProto, Familiarity]:
+    features, contrasts, labels = drawn()
+    familiarity = fit_familiarity(features, contrasts, labels, FOLDS)
+    return familiarity_graph(familiarity, 18), familiarity
 
 
-def run(model: ModelProto, name: str, values: np.ndarray) -> np.ndarray:
+def run(model: ModelProto, features: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {name: values})[0]
+    return session.run(None, {FEATURES: features, CONTRASTS: contrasts})[0]
 
 
 def test_the_graph_computes_what_numpy_does_and_parity_recomputes() -> None:
-    graph, held_out = learnt()
-    new, _ = drawn_features(seed=1)
-    features, labels = drawn_features()
-    found = run(graph, FEATURES, new)
+    graph, learnt_familiarity = learnt()
+    features, contrasts, _ = drawn(seed=1)
+    found = run(graph, features, contrasts)
     assert found.shape == (NUM,)
-    np.testing.assert_allclose(found, rank(fit_gaussians(features, labels).scores(new), held_out), atol=1e-4)
-    np.testing.assert_allclose(found, familiarity(graph, new.astype(np.float64)), atol=1e-4)
+    expected = rank(learnt_familiarity.scores(features, contrasts), learnt_familiarity.held_out)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found, familiarity(graph, features.astype(np.float64), contrasts), atol=1e-4)
     assert misplaced(graph) == []
     onnx.checker.check_model(graph, full_check=True)
 
 
 def test_new_pictures_of_the_same_kind_are_spread_over_all_ranks_and_others_rank_low() -> None:
     graph, _ = learnt()
-    same, _ = drawn_features(seed=2, num=2000)
-    other = np.random.default_rng(3).normal(size=(500, SIZE)).astype(np.float32) + 3 * np.eye(SIZE, dtype=np.float32)[5]
-    ranks = run(graph, FEATURES, same)
+    features, contrasts, _ = drawn(seed=2, num=2000)
+    ranks = run(graph, features, contrasts)
     assert 0.35 < ranks.mean() < 0.65
     assert (ranks < 0.1).mean() < 0.25
-    assert run(graph, FEATURES, other).mean() < 0.1
+    other = (
+        np.random.default_rng(3).normal(size=(2000, SIZE)).astype(np.float32) + 3 * np.eye(SIZE, dtype=np.float32)[5]
+    )
+    assert run(graph, other, contrasts).mean() < 0.1, "another thing"
+    assert run(graph, features, drawn(num=2000, rough=3)[1]).mean() < 0.1, "another texture"
 
 
 def test_scores_are_held_out_and_rows_that_were_taken_out_have_none() -> None:
-    features, labels = drawn_features()
-    folds = np.arange(NUM) // 2 % 5
-    folds[:10] = -1
-    assert len(held_out_scores(features, labels, folds)) == NUM - 10
-    inside = np.sort(fit_gaussians(features, labels).scores(features))
-    assert held_out_scores(features, labels, np.arange(NUM) // 2 % 5).mean() < inside.mean()
+    features, contrasts, labels = drawn()
+    some = np.where(np.arange(NUM) < 10, -1, FOLDS)
+    assert len(fit_familiarity(features, contrasts, labels, some).held_out) == NUM - 10
+    familiarity = fit_familiarity(features, contrasts, labels, FOLDS)
+    assert familiarity.held_out.mean() < familiarity.scores(features, contrasts).mean()
 
 
 def test_a_picture_without_features_and_one_training_image_are_no_division_by_zero() -> None:
     graph, _ = learnt()
-    assert np.isfinite(run(graph, FEATURES, np.zeros((1, SIZE), np.float32))).all()
-    few = np.ones((4, SIZE), np.float32)
-    held_out = held_out_scores(few, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
-    graph = familiarity_graph(fit_gaussians(few, np.array([0, 1, 0, 1])), held_out, 18)
-    assert np.isfinite(run(graph, FEATURES, few)).all()
+    assert np.isfinite(run(graph, np.zeros((1, SIZE), np.float32), np.zeros((1, NUM_CONTRASTS), np.float32))).all()
+    few, labels = np.ones((4, SIZE), np.float32), np.array([0, 1, 0, 1])
+    graph = familiarity_graph(fit_familiarity(few, few, labels, np.array([0, 0, 1, 1])), 18)
+    assert np.isfinite(run(graph, few, few)).all()
+
+
+def test_a_class_that_is_in_one_fold_alone_leaves_scores_finite() -> None:
+    features, contrasts, labels = drawn()
+    labels[FOLDS == 0] = 2
+    assert np.isfinite(fit_familiarity(features, contrasts, labels, FOLDS).held_out).all()
+
+
+def test_contrasts_tell_smooth_pictures_from_rough_ones_and_are_of_the_early_maps() -> None:
+    torch.manual_seed(0)
+    model = WithContrasts(build_model("resnet18", 2, 64)).eval()
+    rough = torch.randn(2, 3, 64, 64)
+    smooth = torch.nn.functional.avg_pool2d(rough, 9, stride=1, padding=4)
+    with torch.inference_mode():
+        logits, by_roughness = model(torch.cat([rough, smooth]))
+        np.testing.assert_array_equal(logits[:2], model.model(rough))
+    assert by_roughness.shape == (4, 64 + 64 + 128)  # of maps of 32, 16 and 8 px; those of 4 and 2 px are left out
+    alike, unlike = (by_roughness[0] - by_roughness[1]).norm(), (by_roughness[0] - by_roughness[2]).norm()
+    assert unlike > 3 * alike
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def pooled_network(pooling: str = "GlobalAveragePool") -> ModelProto:

@@ -13,6 +13,7 @@ from torch import nn
 from stages.check_parity import sessions
 from stages.check_parity.judge import FAILED, PASSED, Claim, Row, attempt, not_run, unreadable
 from stages.check_parity.subjects import Subjects
+from stages.shared.contrasts import WithContrasts
 from stages.shared.shipped_files import FAMILIARITY, ON_CROPS
 
 BATCH = 32
@@ -38,30 +39,33 @@ def _rows(claim: Claim, root: Path, subjects: Subjects, model: ModelProto, provi
     name, starts = session.get_inputs()[0].name, range(0, len(subjects.crops), BATCH)
     blocks = (np.array(subjects.crops[start : start + BATCH]) for start in starts)
     found = np.concatenate([session.run([FAMILIARITY], {name: block})[0] for block in blocks])
-    expected = familiarity(model, last_features(subjects.model, subjects.batches(BATCH)))
+    expected = familiarity(model, *describe(subjects.model, subjects.batches(BATCH)))
     error = float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf")
     if error <= limit:
         return [Row(claim, PASSED, "", error, limit)]
     return [Row(claim, FAILED, f"off by {error:.2g}, limit {limit:g}", error if np.isfinite(error) else None, limit)]
 
 
-def familiarity(model: ModelProto, features: np.ndarray) -> np.ndarray:
-    """(n,) of float64 features (n, d), by the parameters in the file."""
+def familiarity(model: ModelProto, features: np.ndarray, contrasts: np.ndarray) -> np.ndarray:
+    """(n,) of float64 features (n, d) and contrasts (n, e), by the parameters in the file."""
     constants = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    offsets = (unit @ constants["whitening"])[:, None] - constants["class_means"]
+    whitened = [unit @ constants["whitening_of_features"], contrasts @ constants["whitening_of_contrasts"]]
+    offsets = np.concatenate(whitened, axis=1)[:, None] - constants["class_means"]
     scores = -(offsets**2).sum(axis=2).min(axis=1)
     above = (scores[:, None] - constants["held_out_scores"][0]) * constants["one_by_gaps"][0]
     return np.asarray(above.clip(0, 1).mean(axis=1))
 
 
 @torch.inference_mode()
-def last_features(model: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """float64 (n, d): what the last layer takes of normalised images; of maps (SqueezeNet), their means."""
+def describe(model: nn.Module, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of normalised images, float64: what the last layer takes (n, d), of maps (SqueezeNet) their means; and contrasts (n, e)."""
     model, seen = copy.deepcopy(model).double(), []
     kind = nn.Linear if any(isinstance(module, nn.Linear) for module in model.modules()) else nn.Conv2d
     last = [module for module in model.modules() if isinstance(module, kind)][-1]
     last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    network, contrasts = WithContrasts(model), []
     for images in batches:
-        model(torch.from_numpy(images).double())
-    return np.concatenate([(block.mean((2, 3)) if block.ndim == 4 else block).numpy() for block in seen])
+        contrasts.append(network(torch.from_numpy(images).double())[1].numpy())
+    features = [(block.mean((2, 3)) if block.ndim == 4 else block).numpy() for block in seen]
+    return np.concatenate(features), np.concatenate(contrasts)

@@ -2,7 +2,7 @@
 
 artifacts/model.onnx            uint8 images of any size -> probabilities and familiarity, self-contained
 artifacts/export/model.crops.onnx  the same for callers who resize and crop by themselves
-artifacts/export/core.onnx      normalised images -> logits and features, the subject of parity
+artifacts/export/core.onnx      normalised images -> logits and what familiarity needs, the subject of parity
 artifacts/export/*.fp16, *.int8 the same in less precision, where it is accurate and fast enough
 artifacts/export/reference.safetensors   float64 logits of the test split, bound to the weights
 artifacts/export/triton/        a model repository for an inference server
@@ -23,7 +23,7 @@ from onnx import ModelProto
 from stages.export.core import describe_core, export_core
 from stages.export.decisions import familiarity_threshold, probability_thresholds
 from stages.export.deploy import deployable, deployable_on_crops
-from stages.export.familiarity import familiarity_graph, fit_gaussians, held_out_scores
+from stages.export.familiarity import familiarity_graph, fit_familiarity
 from stages.export.graph import check_and_save
 from stages.export.heatmap import heatmap_graph
 from stages.export.provenance import digests, git_revision, read_source, versions
@@ -37,7 +37,7 @@ from stages.shared.inference import predict_logits
 from stages.shared.params import Decision, Params, class_shares, load_params
 from stages.shared.reference import Reference, save_reference
 from stages.shared.reproducibility import describe_machine
-from stages.shared.shipped_files import CORE, FEATURES, FILES, MODEL, ON_CROPS, UNIT_FEATURES
+from stages.shared.shipped_files import CONTRASTS, CORE, FEATURES, FILES, MODEL, ON_CROPS, UNIT_FEATURES
 from stages.shared.transforms import Transform, network_input
 
 NUM_CALIBRATION, NUM_JUDGED = 128, 256  # training images
@@ -119,13 +119,13 @@ def learn_familiarity(
 ) -> tuple[ModelProto, int]:
     """The graph that scores features, and the number of held-out training images that its scale is made of."""
     blocks = np.array_split(np.arange(len(train)), max(1, len(train) // 256))  # normalised images are large
-    features = np.concatenate(
-        [run_core(core, network_input(fixed_crops(train, rows, transform), transform), FEATURES) for rows in blocks]
-    )
-    scores = held_out_scores(features, train.labels, folds)
-    kept = folds >= 0
-    gaussians = fit_gaussians(features[kept], train.labels[kept])
-    return familiarity_graph(gaussians, scores, core.opset_import[0].version), len(scores)
+    found = [
+        run_core(core, network_input(fixed_crops(train, rows, transform), transform), FEATURES, CONTRASTS)
+        for rows in blocks
+    ]
+    features, contrasts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    familiarity = fit_familiarity(features, contrasts, train.labels, folds)
+    return familiarity_graph(familiarity, core.opset_import[0].version), len(familiarity.held_out)
 
 
 def decide(

@@ -1,4 +1,4 @@
-"""Export the network alone: normalised images in, logits and the last features out."""
+"""Export the network alone: normalised images in; logits, the last features and the contrasts of early maps out."""
 
 import copy
 import math
@@ -13,7 +13,8 @@ from torch import nn
 
 from stages.export.graph import clean
 from stages.export.static_shapes import fold_shapes
-from stages.shared.shipped_files import FEATURES, LOGITS, NORMALIZED
+from stages.shared.contrasts import WithContrasts
+from stages.shared.shipped_files import CONTRASTS, FEATURES, LOGITS, NORMALIZED
 
 
 class GlobalMean(nn.Module):
@@ -36,13 +37,14 @@ def describe_core(metadata: Mapping[str, str], crop: int) -> dict[str, str]:
 
 
 def export_core(model: nn.Module, crop: int, opset: int) -> ModelProto:
-    """The network as ONNX: float32 (batch, 3, crop, crop) -> logits (batch, classes), features (batch, d).
+    """The network as ONNX: float32 (batch, 3, crop, crop) -> logits (batch, classes), CONTRASTS, FEATURES (batch, d).
 
     Only the batch is dynamic.
 
     Raises ValueError when torch cannot export the architecture.
     """
-    model = _with_global_mean(copy.deepcopy(model).cpu().float()).eval()
+    name = type(model).__name__
+    model = WithContrasts(_with_global_mean(copy.deepcopy(model).cpu().float())).eval()
     batch = torch.export.Dim("batch", min=1, max=65535)
     try:
         with warnings.catch_warnings():
@@ -53,12 +55,12 @@ def export_core(model: nn.Module, crop: int, opset: int) -> ModelProto:
                 dynamo=True,
                 opset_version=opset,
                 input_names=[NORMALIZED],
-                output_names=[LOGITS],
+                output_names=[LOGITS, CONTRASTS],
                 dynamic_shapes=({0: batch},),
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise ValueError(f"{type(model).__name__} cannot be exported to ONNX opset {opset}: {error}") from error
+        raise ValueError(f"{name} cannot be exported to ONNX opset {opset}: {error}") from error
     assert program is not None
     # a copy: model_proto is built from an intermediate form that is dropped with `program`
     return _finish(onnx.ModelProto.FromString(program.model_proto.SerializeToString()), crop, opset)
@@ -102,7 +104,7 @@ def _pool_plainly(core: ModelProto) -> None:
 
 
 def _add_features(core: ModelProto) -> None:
-    """Make what the last layer takes a second output, FEATURES (batch, d); of maps (SqueezeNet), their means."""
+    """Make what the last layer takes another output, FEATURES (batch, d); of maps (SqueezeNet), their means."""
     nodes, num_classes = core.graph.node, core.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     makers = {name: node for node in nodes for name in node.output}
     last = makers[LOGITS]

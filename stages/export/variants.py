@@ -74,10 +74,20 @@ def eight_bits(core: ModelProto, images: np.ndarray, *, reduce_range: bool) -> M
                 reduce_range=reduce_range,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=_beside_logits(core),
             )
             return clean(onnx.load(target))
     finally:
         logging.getLogger().removeFilter(_no_advice)
+
+
+def _beside_logits(core: ModelProto) -> list[str]:
+    """The names of nodes that the logits do not need: what is computed of the maps for familiarity, too fine for 8 bits."""
+    needed = {LOGITS}
+    for node in reversed(core.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return [node.name for node in core.graph.node if not needed.intersection(node.output)]
 
 
 # The ways to make each precision, by name; the one of the smallest error is taken.
@@ -139,11 +149,12 @@ def split_evenly(num_images: int, num_calibration: int, num_judged: int) -> tupl
     return rows[is_calibration], rows[~is_calibration]
 
 
-def run_core(core: ModelProto, images: np.ndarray, output: str = LOGITS) -> np.ndarray:
-    """An output (n, …) of the network for normalised images (n, 3, crop, crop), by ONNX Runtime on the CPU."""
+def run_core(core: ModelProto, images: np.ndarray, *outputs: str) -> list[np.ndarray]:
+    """Outputs (n, …) of the network for normalised images (n, 3, crop, crop), by ONNX Runtime on the CPU."""
     session = _session(core)
     starts = range(0, len(images), BATCH)
-    return np.concatenate([session.run([output], {NORMALIZED: images[start : start + BATCH]})[0] for start in starts])
+    blocks = [session.run(outputs, {NORMALIZED: images[start : start + BATCH]}) for start in starts]
+    return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
 
 
 def speedup(core: ModelProto, reduced: ModelProto, images: np.ndarray) -> float:
@@ -164,7 +175,7 @@ def _best(
 ) -> tuple[str, ModelProto, np.ndarray]:
     """The setting with the smallest error on this machine, the model that it gives, and that model's logits of the judged images."""
     made = {way: make(core, calibration) for way, make in WAYS[precision].items()}
-    logits = {way: run_core(model, judged.images) for way, model in made.items()}
+    logits = {way: run_core(model, judged.images, LOGITS)[0] for way, model in made.items()}
     best = min(made, key=lambda way: relative_error(logits[way], judged.reference))
     return best, made[best], logits[best]
 

@@ -15,6 +15,7 @@ NORMALIZED = "normalized"  # float32 (batch, 3, crop, crop): what the network is
 LOGITS = "logits"  # float32 (batch, classes)
 FEATURES = "features"  # float32 (batch, d): what the last layer takes
 UNIT_FEATURES = "unit_features"  # float32 (batch, d): scaled to length 1
+CONTRASTS = "map_contrasts"  # float32 (batch, d): how much the early maps vary over the image
 FAMILIARITY = "familiarity"  # float32 (batch,), in [0, 1]: share of held-out training images that look less familiar
 HEATMAP = "heatmap"  # float32 (batch, rows, columns), not negative, over the crop; only with export.heatmap
 PROBABILITIES = "probabilities"  # float32 (batch, classes)
