@@ -86,7 +86,8 @@ def fit_familiarity(features: np.ndarray, contrasts: np.ndarray, labels: np.ndar
         factor = 1 / max(float(np.median(distances.min(axis=1))), 1e-12)
         parts.append(fit_gaussians(points[kept], labels[kept]).scaled(factor))
         total = total + factor * distances
-    return Familiarity(*parts, held_out=np.sort(-total.min(axis=1)))
+    by_features, by_contrasts = parts
+    return Familiarity(by_features, by_contrasts, np.sort(-total.min(axis=1)))
 
 
 def fit_gaussians(points: np.ndarray, labels: np.ndarray) -> Gaussians:
