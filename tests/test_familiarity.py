@@ -100,7 +100,7 @@ def test_contrasts_tell_smooth_pictures_from_rough_ones_and_are_of_the_early_map
         np.testing.assert_array_equal(logits[:2], model.model(rough))
     assert by_roughness.shape == (4, 64 + 64 + 128)  # of maps of 32, 16 and 8 px; those of 4 and 2 px are left out
     alike, unlike = (by_roughness[0] - by_roughness[1]).norm(), (by_roughness[0] - by_roughness[2]).norm()
-    assert unlike > 3 * alike
+    assert unlike > 2 * alike
     assert not any(module._forward_hooks for module in model.modules())
 
 
