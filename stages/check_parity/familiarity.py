@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from onnx import ModelProto, numpy_helper
+from scipy.spatial import distance
 from torch import nn
 
 from stages.check_parity import sessions
@@ -51,8 +52,8 @@ def familiarity(model: ModelProto, features: np.ndarray, contrasts: np.ndarray) 
     constants = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     whitened = [unit @ constants["whitening_of_features"], contrasts @ constants["whitening_of_contrasts"]]
-    offsets = np.concatenate(whitened, axis=1)[:, None] - constants["class_means"]
-    scores = -(offsets**2).sum(axis=2).min(axis=1)
+    means = constants["class_means"].reshape(-1, constants["class_means"].shape[-1])
+    scores = -distance.cdist(np.concatenate(whitened, axis=1), means, "sqeuclidean").min(axis=1)
     above = (scores[:, None] - constants["held_out_scores"][0]) * constants["one_by_gaps"][0]
     return np.asarray(above.clip(0, 1).mean(axis=1))
 

@@ -1,7 +1,8 @@
 """Find the thresholds from which an answer counts: how probable a class, how familiar a picture.
 
-They come from predictions on training images by networks that had not seen them (out of fold), and hold with 95 %
-confidence on new pictures like those.
+A class's come from predictions on training images by networks that had not seen them (out of fold), and hold with 95 %
+confidence on new pictures like those. Familiarity's come from scores by class means and covariances fitted without the image,
+but of a network that was trained on it: the confidence is that of a sample of this size, and leaves out what the network remembers.
 """
 
 import math
@@ -57,9 +58,10 @@ def lowest_threshold(confidence: np.ndarray, is_right: np.ndarray, demanded: flo
 def familiarity_threshold(num_held_out: int, max_refused: float) -> float:
     """Refuse pictures less familiar than this: of pictures like the training images at most `max_refused` are.
 
-    Familiarity is a rank among `num_held_out` images, so the share that lies below their k-th smallest score has a Beta
-    distribution with k and n + 1 - k: k is the largest for which that share is at most `max_refused` with 95 % confidence.
+    Familiarity is a rank among `num_held_out` images, and the threshold lies between their k-th and next smallest score. The share
+    below the next one has a Beta distribution with k + 1 and n - k: k is the largest for which that share is at most
+    `max_refused` with 95 % confidence.
     """
-    ranks = np.arange(1, num_held_out + 1)
-    allowed = ranks[stats.beta.ppf(CONFIDENCE, ranks, num_held_out + 1 - ranks) <= max_refused]
+    ranks = np.arange(1, num_held_out)
+    allowed = ranks[stats.beta.ppf(CONFIDENCE, ranks + 1, num_held_out - ranks) <= max_refused]
     return float((allowed.max() - 0.5) / num_held_out) if len(allowed) else 0.0

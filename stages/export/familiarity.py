@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 from scipy import linalg
+from scipy.spatial import distance
 
 from stages.shared.shipped_files import CONTRASTS, FAMILIARITY, FEATURES, UNIT_FEATURES
 
@@ -59,7 +60,7 @@ class Gaussians:
 
     def distances(self, points: np.ndarray) -> np.ndarray:
         """(n, classes): squared, of points (n, d)."""
-        return np.asarray((((points @ self.whitening)[:, None] - self.means[None]) ** 2).sum(axis=2))
+        return np.asarray(distance.cdist(points @ self.whitening, self.means, "sqeuclidean"))
 
     def scaled(self, factor: float) -> "Gaussians":
         """The same with distances `factor` times as large."""
