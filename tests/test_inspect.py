@@ -18,6 +18,7 @@ from stages.inspect import __main__ as inspect
 from stages.inspect import duplicates
 from stages.inspect.duplicates import find_pairs
 from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, choose_num_folds, group_images
+from stages.inspect.fragment import map_points
 from stages.inspect.labels import find_wrong_labels, neighbour_probabilities, out_of_fold_probabilities
 from stages.inspect.odd import find_odd, looks_of
 from stages.inspect.proposals import propose
@@ -342,3 +343,10 @@ def test_odd_pictures_are_named_with_their_reason():
         7: ["extreme shape"],
     }
     assert sum("far from its class" in reasons for reasons in found.values()) == 1
+
+
+def test_a_few_long_features_do_not_press_the_map_into_a_line() -> None:
+    features = np.abs(np.random.default_rng(0).normal(size=(200, 16)))
+    features[:2] *= 30
+    across = [x for x, *_ in map_points(features, np.zeros(200, int), [f"{i}.jpg" for i in range(200)])]
+    assert np.subtract(*np.quantile(across, [0.9, 0.1])) > 25  # of 100

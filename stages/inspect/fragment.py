@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sklearn.decomposition import PCA
 
+from stages.inspect.structure import unit_rows
 from stages.shared.data_uri import data_uri
 
 SHOWN = 12  # pictures of each kind
@@ -47,14 +48,15 @@ def shown_files(report: Mapping[str, Any]) -> set[str]:
 
 
 def map_points(features: np.ndarray, labels: np.ndarray, paths: Sequence[str]) -> list[tuple[float, float, str, str]]:
-    """x, y in 0 to 100, colour and name of at most POINTS images: the two main components of their features.
+    """x, y in 0 to 100, colour and name of at most POINTS images: the two main components of their features at unit length.
 
+    A few pictures with features thirty times as long as the others' would press all others into a line.
     Not t-SNE or UMAP: their clusters and the gaps between them depend on a perplexity that would have to be chosen, and one picture
     more moves all others. Here a test split that lies beside the training split is one that differs from it.
     """
     if len(features) < 3:
         return []
-    places = PCA(2, svd_solver="randomized", random_state=0).fit_transform(features)
+    places = PCA(2, svd_solver="randomized", random_state=0).fit_transform(unit_rows(features))
     low, high = places.min(axis=0), places.max(axis=0)
     places = 100 * (places - low) / np.maximum(high - low, 1e-9)
     rows = np.unique(np.linspace(0, len(paths) - 1, min(POINTS, len(paths))).round().astype(int))
