@@ -105,7 +105,10 @@ def _hand_back(
     if git_remote:
         dvc_experiments.push(project, git(workspace, "rev-parse", "HEAD"), saved, git_remote)
     if promotion:
-        decision = decide(project, saved, Promotion(**promotion), git_remote=git_remote)
+        try:
+            decision = decide(project, saved, Promotion(**promotion), git_remote=git_remote)
+        except dvc_stages.Busy as error:  # a person promotes at this moment; the night itself went well
+            return [*notes, f"not judged for promotion: {error}"]
         get_run_logger().info("%s", decision.text)
         notes.append(decision.text.splitlines()[0])
     return notes
