@@ -13,6 +13,7 @@ from pathlib import Path
 import networkx
 import pytest
 from dvc.repo import Repo
+from ruamel.yaml import YAML
 
 from tests.experiment import ROOT, TINY, dvc, git, make_project, stage
 
@@ -152,14 +153,15 @@ def test_no_stage_has_written_into_an_out_that_is_a_link_to_dvcs_cache(project):
 @pytest.mark.slow
 def test_a_third_recipe_is_added_by_params_alone(project):
     params = project / "params.yaml"
-    before = params.read_text()
-    probe = "  probe: {init: pretrained, freeze: backbone, lr: 0.001, head_lr_multiplier: 1, weight_decay: 0, batch_size: 8, epochs: 1}\n"
-    params.write_text(before.replace("\ntrain:\n", f"\ntrain:\n{probe}"))
+    values = YAML(typ="safe").load(params)
+    own = {"freeze": "backbone", "lr": 0.001, "head_lr_multiplier": 1, "weight_decay": 0.0}
+    values["train"]["probe"] = values["train"]["finetune"] | own
+    with params.open("w") as file:
+        YAML(typ="safe").dump(values, file)
     output = dvc(project, "repro", "compare")
     assert sorted(ran(output)) == ["compare", "evaluate@probe", "train@probe"]
     entries = json.loads((project / "artifacts/comparison.json").read_text())
-    assert {entry["recipe"] for entry in entries} == {"probe", "finetune", "scratch"}
-    params.write_text(before)
+    assert {entry["recipe"] for entry in entries} == {"probe", "finetune", "scratch", "tuned"}
     git(project, "checkout", "-q", "--", ".")
     dvc(project, "checkout", "--force")
 
