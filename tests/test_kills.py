@@ -232,7 +232,7 @@ def test_killed_while_it_writes_shards_it_picks_itself_up(fresh: Path, nursery: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2700)  # twelve minutes and more where other programs run
+@pytest.mark.timeout(2700)  # more than fifteen minutes where other programs run
 def test_a_hundred_kills_anywhere_change_nothing(fresh: Path, nursery: Nursery) -> None:
     original, project = copy_of(fresh, "all-undisturbed", nursery), copy_of(fresh, "all-killed", nursery)
     undisturbed = run_undisturbed(original)
