@@ -22,7 +22,7 @@ from stages.report.runs import read_csv, show, surest_mistakes, surest_right
 from stages.report.tables import flatten, fold_intervals
 from stages.shared import artifacts
 from stages.shared.files import write_json, write_text
-from stages.shared.model import build_model
+from stages.shared.model import Mirrored, build_model
 from stages.shared.transforms import Transform
 from tests.finished_experiment import write_evaluation, write_experiment
 
@@ -274,6 +274,13 @@ def test_map_changes_when_the_weights_are_shuffled():
     assert before is not None
     assert after is not None
     assert np.abs(np.corrcoef(before.ravel(), after.ravel())[0, 1]) < 0.5
+
+
+def test_the_map_of_a_mirrored_network_lies_on_the_picture_and_not_on_its_mirror_image():
+    torch.manual_seed(0)
+    model, transform = build_model("squeezenet1_1", 2, 64).eval(), Transform(64, 64, (0.5,) * 3, (0.5,) * 3)
+    crops = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    assert np.allclose(grad_cam(Mirrored(model), crops, [0, 1], transform), grad_cam(model, crops, [0, 1], transform))
 
 
 def test_transformers_have_no_map():

@@ -41,7 +41,8 @@ class Mirrored(nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = (self.network(images) + self.network(images.flip(-1))) / 2
+        mirrored = self.network(images.flip(-1))  # first: what a hook keeps last is then the image's own
+        logits: torch.Tensor = (self.network(images) + mirrored) / 2
         return logits  # (batch, classes)
 
 
