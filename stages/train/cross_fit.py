@@ -18,7 +18,7 @@ from stages.shared.dataset import TrainSplit
 from stages.shared.probe import LEFT_OUT, Head, Probe
 from stages.shared.training import Epoch
 from stages.shared.transforms import Transform
-from stages.train.validation import Validation, calibrate, predict_rows, validate
+from stages.train.validation import Validation, calibrate, held_out_folds, predict_rows, validate
 
 Training = tuple[nn.Module, list[Epoch]]
 NUM_COMPARED = 128  # images that say how sure a model is of what it was trained on
@@ -69,16 +69,22 @@ def cross_fit(
         fold_head = probe.fold_heads[fold] if probe else None
         rows = kept[folds[kept] != fold]
         model, history = train_on(rows, fold_head, plan.epochs, f"without fold {fold}")
-        spreads.extend([logit_spread(model, split, rows, transform, device)] if plan.calibrated else [])
+        if plan.calibrated:
+            spreads.append(logit_spread(model, split, rows, transform, device))
         histories.append(history)
         return model
 
     judged = {"calibrated": plan.calibrated, "balanced": plan.balanced}
-    validation = validate(train_without, split, folds, plan.validation, transform, num_classes, device, **judged)
-    result = "retrained"
-    if probe and len(validation.rows):
-        of_probe = calibrate(validation.rows, validation.labels, probe.logits[validation.rows], **judged)
-        if not plan.epochs or not is_better(validation, of_probe, balanced=plan.balanced):
+    held_out = np.flatnonzero(np.isin(folds, held_out_folds(folds, plan.validation)))
+    of_probe = (
+        calibrate(held_out, np.asarray(split.labels)[held_out], probe.logits[held_out], **judged) if probe else None
+    )
+    if of_probe and not plan.epochs:
+        validation, result = of_probe, "probe"
+    else:
+        validation = validate(train_without, split, folds, plan.validation, transform, num_classes, device, **judged)
+        result = "retrained"
+        if of_probe and len(held_out) and not is_better(validation, of_probe, balanced=plan.balanced):
             validation, result = of_probe, "probe"
     seconds, temperature = time.perf_counter() - started, validation.temperature
 
@@ -97,9 +103,12 @@ def merge_folds(folds: np.ndarray, most: int) -> np.ndarray:
 
 
 def is_better(first: Validation, second: Validation, *, balanced: bool) -> bool:
-    """True where `first` has the lower log-loss on the images that both have."""
-    weights = balanced_weights(first.labels) if balanced else None
-    return log_loss(first.logits, first.labels, weights) < log_loss(second.logits, second.labels, weights)
+    """True where `first` has the lower log-loss on the images that both have, in whatever order."""
+
+    def loss(seen: Validation) -> float:
+        return log_loss(seen.logits, seen.labels, balanced_weights(seen.labels) if balanced else None)
+
+    return loss(first) < loss(second)
 
 
 def logit_spread(
