@@ -31,7 +31,7 @@ from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task, prepare
 from stages.export.core import export_core
 from stages.export.deploy import chain
 from stages.export.familiarity import familiarity_graph, fit_familiarity, fit_gaussians, unit_length
-from stages.export.variants import run_core
+from stages.export.variants import in_batches, run_core
 from stages.shared.contrasts import WithContrasts
 from stages.shared.dataset import fixed_crops
 from stages.shared.files import read_json, write_json
@@ -185,12 +185,12 @@ def milliseconds(num_features: int, num_contrasts: int, num_classes: int, runs: 
 
 
 def added_milliseconds(runs: int = 60) -> float:
-    """What the contrasts and the familiarity add to a ResNet-18's time for one image of 224 px: both files in turns, medians."""
+    """Milliseconds that contrasts and familiarity add to a ResNet-18's for one image of 224 px: both files in turns, medians."""
     torch.manual_seed(0)
     core = export_core(build_model("resnet18", 10, 224), 224, 18)
     image = {NORMALIZED: np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)}
     images = np.random.default_rng(1).normal(size=(40, 3, 224, 224)).astype(np.float32)
-    features, contrasts = run_core(core, images, FEATURES, CONTRASTS)
+    features, contrasts = run_core(core, in_batches(images), FEATURES, CONTRASTS)
     graph = familiarity_graph(fit_familiarity(features, contrasts, np.arange(40) % 10, np.arange(40) // 10), 18)
     files = [chain([core, graph], [LOGITS, FAMILIARITY]), chain([core], [LOGITS])]
     seconds = [[median_milliseconds(file, image, runs // 6) for file in files] for _ in range(6)]

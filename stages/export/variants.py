@@ -6,7 +6,7 @@ They are judged on training images, and not on those that calibrated the ranges 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from stages.shared.metrics import accuracy, relative_error
 from stages.shared.shipped_files import FILES, LOGITS, NORMALIZED, ShippedFile
 
 BATCH = 32
-MARGIN = (
-    0.5  # of parity's limits: an image that is not judged here may be off by more (seen: 0.35 here, 0.89 in parity)
-)
+# Of parity's limits: an image that is not judged here may be off by more (seen: 0.35 here, 0.89 in parity).
+MARGIN = 0.5
 ROUNDS = 5  # of timed runs, float32 and the variant in turns; the fastest of each counts
 
 
@@ -149,12 +148,16 @@ def split_evenly(num_images: int, num_calibration: int, num_judged: int) -> tupl
     return rows[is_calibration], rows[~is_calibration]
 
 
-def run_core(core: ModelProto, images: np.ndarray, *outputs: str) -> list[np.ndarray]:
-    """Outputs (n, …) of the network for normalised images (n, 3, crop, crop), by ONNX Runtime on the CPU."""
+def run_core(core: ModelProto, batches: Iterable[np.ndarray], *outputs: str) -> list[np.ndarray]:
+    """Outputs (n, …) of the network for batches of normalised images (b, 3, crop, crop), by ONNX Runtime on the CPU."""
     session = _session(core)
-    starts = range(0, len(images), BATCH)
-    blocks = [session.run(outputs, {NORMALIZED: images[start : start + BATCH]}) for start in starts]
-    return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    found = [session.run(outputs, {NORMALIZED: images}) for images in batches]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]
 
 
 def speedup(core: ModelProto, reduced: ModelProto, images: np.ndarray) -> float:
@@ -175,7 +178,7 @@ def _best(
 ) -> tuple[str, ModelProto, np.ndarray]:
     """The setting with the smallest error on this machine, the model that it gives, and that model's logits of the judged images."""
     made = {way: make(core, calibration) for way, make in WAYS[precision].items()}
-    logits = {way: run_core(model, judged.images, LOGITS)[0] for way, model in made.items()}
+    logits = {way: run_core(model, in_batches(judged.images), LOGITS)[0] for way, model in made.items()}
     best = min(made, key=lambda way: relative_error(logits[way], judged.reference))
     return best, made[best], logits[best]
 
