@@ -62,9 +62,9 @@ def _clear(repo: Repo, root: Path) -> list[str]:
     for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
         # Another clone that shares the cache may have made it just now, to fill it in the next moment.
         if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > FRESH:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has been filled since
                 folder.rmdir()
-            cleared.append(f"{folder.parent.name}/{folder.name} of the run-cache (empty)")
+                cleared.append(f"{folder.parent.name}/{folder.name} of the run-cache (empty)")
     return cleared
 
 

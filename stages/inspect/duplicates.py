@@ -17,9 +17,8 @@ NEIGHBOURS = 6  # of each image, by each description
 BLOCK = 512  # images whose similarities to all others lie in memory at a time
 STRETCHES = (0.9, 0.95, 1.0, 1.05, 1.11)  # of width and height: a picture that lost up to a tenth of its side
 COARSE = (0.92, 1.0, 1.08)
-POSSIBLE = (
-    0.55  # agreement at half the resolution, below which a pair is not looked at again; copies reach 0.66 and more
-)
+# Agreement at half the resolution, below which a pair is not looked at again; copies reach 0.66 and more.
+POSSIBLE = 0.55
 AGREEMENT = 0.72  # correlation of the middle, from which two images may be one picture; different photos reach 0.4, stripes 0.85
 ALL_OVER = 0.66  # agreement of the worse parts, from which they are: two things alike on different grounds reach 0.61
 
