@@ -1,7 +1,8 @@
 """Clear away what a killed DVC left behind and stumbles over ever after: `python -m flows.mend`.
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, so that a kill in just that moment leaves them in pieces; killed just
-before it notes a run, it leaves an empty folder, which it takes for a run. Nothing is lost with any of them: the run-cache
+before it notes a run, it leaves an empty folder, which it takes for a run; killed in a container whose first process reaps
+no orphans, it stays a zombie, which the next DVC takes for one at work. Nothing is lost with any of them: the run-cache
 knows the outs of every run. A dvc.lock in pieces is kept in .cache/, and one that holds a merge conflict is a person's work
 and stays where it is.
 """
@@ -11,8 +12,10 @@ import json
 import re
 import time
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
+import psutil
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
@@ -56,9 +59,9 @@ def _clear(repo: Repo, root: Path) -> list[str]:
         kept.parent.mkdir(exist_ok=True)
         lock.rename(kept)
         cleared.append(f"dvc.lock (in pieces: kept as {kept.relative_to(root)}; `dvc repro` writes it anew)")
-    if rwlock.exists() and not _is_json(rwlock):
+    if rwlock.exists() and (fault := _fault(rwlock)):
         rwlock.unlink()
-        cleared.append(".dvc/tmp/rwlock (in pieces)")
+        cleared.append(f".dvc/tmp/rwlock ({fault})")
     for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
         # Another clone that shares the cache may have made it just now, to fill it in the next moment.
         if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > FRESH:
@@ -77,12 +80,23 @@ def _is_lock(repo: Repo, path: Path) -> bool:
     return True
 
 
-def _is_json(path: Path) -> bool:
+def _fault(rwlock: Path) -> str | None:
+    """What makes DVC stumble over its list of who reads and who writes which path; None where nothing does."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(rwlock.read_text(encoding="utf-8"))
     except ValueError:
+        return "in pieces"
+    holders = [*held.get("write", {}).values(), *chain.from_iterable(held.get("read", {}).values())]
+    if holders and not any(_runs(int(holder["pid"])) for holder in holders):
+        return "held by processes that have ended"
+    return None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flows import dvc_stages
+from flows.mend import mend
 from tests import toy_project
 from tests.toy_project import processes_in, wait_until
 
@@ -150,4 +151,5 @@ def test_killing_any_one_process_leaves_no_child(toy: Path, victim: str) -> None
     wait_until(lambda: processes_in(toy) == [], 20, f"no process left, there are {processes_in(toy)}")
 
     (toy / "knobs/first").unlink()
+    mend(toy)  # as the flow does: who was killed is a zombie until its new parent asks for it
     assert run(toy, "first", timeout=60)[0] == "ran"

@@ -1,15 +1,18 @@
 """What a killed DVC leaves in pieces is cleared away, and nothing else."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.repo import Repo
 
 from flows.mend import mend
 from tests import toy_project
+from tests.toy_project import wait_until
 
 
 @pytest.fixture
@@ -85,6 +88,22 @@ def test_a_torn_rwlock_and_an_empty_note_of_a_run_are_removed(toy: Path) -> None
     assert fresh.exists()
     assert not rwlock.exists()
     assert not note.exists()
+
+
+def test_an_rwlock_held_by_a_zombie_is_removed_and_one_held_by_the_living_is_not(toy: Path) -> None:
+    rwlock = toy / ".dvc/tmp/rwlock"
+    zombie = subprocess.Popen([sys.executable, "-c", ""])  # nobody waits for it
+    wait_until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE, 20, "it has ended")
+    held = {"pid": zombie.pid, "cmd": "dvc repro"}
+    out = str(toy / "artifacts/alone")
+    rwlock.write_text(json.dumps({"write": {out: held}, "read": {str(toy / "knobs"): [held]}}))
+    (removed,) = mend(toy)
+    assert "rwlock (held by processes that have ended)" in removed
+    toy_project.dvc(toy, "repro", "--force", "alone")
+
+    rwlock.write_text(json.dumps({"write": {out: held}, "read": {out: [held | {"pid": os.getpid()}]}}))
+    assert mend(toy) == []
+    zombie.wait()
 
 
 def test_where_a_dvc_is_at_work_nothing_is_removed(toy: Path) -> None:
