@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from consumers import predict
-from consumers.server.limits import Admission, Limits
+from consumers.server.limits import Admission, Limits, RefusedError
 from consumers.server.serve import listen
 from tests.exported_project import ROOT
 from tests.tiny_model import CLASSES, write_tiny_model
@@ -286,6 +286,94 @@ def test_a_body_counts_as_large_as_it_is_decompressed_until_it_is_answered() -> 
 
     assert asyncio.run(held()) == (10**6, 10**6)
     assert admission.held == 0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Queue:
+    """Requests behind an Admission, answered one by one in the order of their arrival by a simulated clock."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.clock = Clock()
+        self.admission = Admission(limits, self.clock)
+        self.turns: list[asyncio.Event] = []
+        self.waited: list[float] = []  # seconds, of those answered
+        self.refused = 0
+
+    async def request(self) -> None:
+        try:
+            with self.admission.admit():
+                async with self.admission.body(sent(b"body"), ""):
+                    arrived = self.clock.now
+                    self.turns.append(asyncio.Event())
+                    await self.turns[-1].wait()
+        except RefusedError as error:
+            assert error.status == 503
+            self.refused += 1
+        else:
+            self.waited.append(self.clock.now - arrived)
+
+    async def run(self, answers: list[float]) -> None:
+        """Answer one by one, in so many seconds each, while six come for every five; at last those that wait."""
+        async with asyncio.TaskGroup() as group:
+            for number, seconds in enumerate(answers):
+                for _ in range(2 if number % 5 == 0 else 1):
+                    group.create_task(self.request())
+                await self.answer(seconds)
+            while self.turns:
+                await self.answer(seconds)
+
+    async def answer(self, seconds: float) -> None:
+        await settle()
+        self.clock.now += seconds
+        self.turns.pop(0).set()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def sent(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@pytest.mark.parametrize(
+    ("answers", "longest"),
+    [([0.05] * 1500, 11), ([2.0] * 100, 14), ([0.05] * 1000 + [0.1] * 500, 22)],
+    ids=["twenty a second", "one in two seconds", "slows down to a half"],
+)
+def test_what_is_taken_is_answered_in_time_and_the_rest_refused_at_once(answers: list[float], longest: float) -> None:
+    queue = Queue(Limits(seconds=30))
+    asyncio.run(queue.run(answers))
+    assert max(queue.waited) < longest
+    assert len(queue.waited) > len(answers)  # there was always one to answer
+    assert queue.refused + len(queue.waited) == 1.2 * len(answers)
+    assert (queue.admission.requests, queue.admission.ahead, queue.admission.held) == (0, 0, 0)
+
+
+def test_nobody_waits_for_a_slow_sender() -> None:
+    admission = Admission(Limits(seconds=30), pace=20)
+
+    async def slow() -> AsyncIterator[bytes]:
+        with admission.admit():
+            yield b"a part of it"
+        assert admission.ahead == 0
+        yield b"and the rest"
+
+    async def scenario() -> None:
+        async with admission.body(slow(), ""):
+            with pytest.raises(RefusedError, match="waiting"), admission.admit():
+                pass
+
+    asyncio.run(scenario())
 
 
 def test_slow_request_is_given_up(model: Path) -> None:

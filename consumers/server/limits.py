@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+SMOOTHING = 1 / 32  # weight of the newest request in the measured pace
 
 
 class RefusedError(Exception):
@@ -24,19 +27,37 @@ class Limits:
     pixels: int = 2**26  # in one request
     seconds: float = 30  # from a request's first byte to its answer
 
+    @property
+    def wait(self) -> float:
+        """Seconds that a request may have to wait; the rest is left for a machine that slows down meanwhile."""
+        return self.seconds / 3
+
 
 @dataclass
 class Admission:
-    """Count what is being answered now. Refuses with 503 what would be too much."""
+    """Count what is being answered now. Refuses with 503 what would be too much, or have to wait for too long.
+
+    The wait is the number of requests ahead times the pace. The pace is measured: a request that came as the n-th and was
+    answered after t seconds says t / n (Little's law). Where nobody is ahead it is taken, so a wrong pace mends itself.
+    """
 
     limits: Limits
+    clock: Callable[[], float] = time.monotonic
     requests: int = 0
-    held: int = field(default=0)  # bytes
+    ahead: int = 0  # those whose bodies are here: others do not wait for a slow sender
+    pace: float = 0  # seconds from one answer to the next; 0 until the first
+    held: int = 0  # bytes
+
+    @property
+    def wait(self) -> float:
+        """Seconds that a request which comes now may expect to wait."""
+        return self.ahead * self.pace
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
         if self.requests >= self.limits.requests:
             raise RefusedError(503, "too many requests at once; try again later")
+        self._check_wait()
         self.requests += 1
         try:
             yield
@@ -63,9 +84,26 @@ class Admission:
                 self.held += len(content) - size
                 size = len(content)
                 self._check_all()
-            yield content
+            self._check_wait()  # once more: others came while this body was read
+            with self._measured():
+                yield content
         finally:
             self.held -= size
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        self.ahead += 1
+        place, started = self.ahead, self.clock()
+        try:
+            yield
+            seconds = (self.clock() - started) / place  # not of a request that failed: that is quicker
+            self.pace += (seconds - self.pace) * (SMOOTHING if self.pace else 1)
+        finally:
+            self.ahead -= 1
+
+    def _check_wait(self) -> None:
+        if self.wait > self.limits.wait:
+            raise RefusedError(503, "too many requests are waiting; try again later")
 
     def _check_all(self) -> None:
         if self.held > self.limits.all_bodies:

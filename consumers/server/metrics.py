@@ -16,6 +16,7 @@ class Metrics:
         self.answers = Counter("answers", "Images, by what was said.", ["decision"], registry=registry)
         self.queued = Gauge("queued_images", "Images that wait for the model.", registry=registry)
         self.active = Gauge("active_requests", "Requests that are being answered.", registry=registry)
+        self.wait = Gauge("expected_wait_seconds", "Of a request that came now.", registry=registry)
         self.batches = Histogram("batch_size", "Images run together.", buckets=SIZES, registry=registry)
         self.inference = Histogram("inference_seconds", "Of a batch.", buckets=SECONDS, registry=registry)
         self.reloads = Counter("model_reloads", "Newer model files.", ["outcome"], registry=registry)

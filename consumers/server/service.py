@@ -43,6 +43,7 @@ class Service:
         )
         self.metrics.queued.set_function(lambda: len(self.batcher.queue))
         self.metrics.active.set_function(lambda: self.admission.requests)
+        self.metrics.wait.set_function(lambda: self.admission.wait)
 
     def infer(self, images: list[np.ndarray]) -> Answers:
         """Answers with the model that gave them: a newer one may take over at any time."""
