@@ -23,7 +23,7 @@ from PIL import Image
 
 from consumers import predict
 from consumers.server.limits import Admission, Limits, RefusedError
-from consumers.server.serve import listen
+from consumers.server.serve import listen, parse_arguments
 from tests.exported_project import ROOT
 from tests.tiny_model import CLASSES, write_tiny_model
 
@@ -269,6 +269,9 @@ def test_full_queue_is_refused_with_when_to_come_again(tmp_path: Path, model: Pa
     refused = [headers for status, _, headers in answers if status == 503]
     assert {status for status, _, _ in answers} == {200, 503}
     assert all(headers["retry-after"] for headers in refused)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [3, 1, 1, 3], "data": [0] * 9}
+    status, body, _ = server.ask("/v2/models/classifier/infer", json.dumps({"inputs": [tensor]}).encode())
+    assert (status, "more than 2 images" in body.decode()) == (400, True)  # they would never fit
     status, body, _ = server.ask("/classify", bytes(2**20 + 1))
     assert (status, "larger than" in body.decode()) == (413, True)
     assert server.stop() == 0
@@ -303,7 +306,7 @@ class Queue:
         self.admission = Admission(limits, self.clock)
         self.turns: list[asyncio.Event] = []
         self.waited: list[float] = []  # seconds, of those answered
-        self.refused = 0
+        self.refused: list[int] = []  # statuses
 
     async def request(self) -> None:
         try:
@@ -313,8 +316,7 @@ class Queue:
                     self.turns.append(asyncio.Event())
                     await self.turns[-1].wait()
         except RefusedError as error:
-            assert error.status == 503
-            self.refused += 1
+            self.refused.append(error.status)
         else:
             self.waited.append(self.clock.now - arrived)
 
@@ -355,7 +357,8 @@ def test_what_is_taken_is_answered_in_time_and_the_rest_refused_at_once(answers:
     asyncio.run(queue.run(answers))
     assert max(queue.waited) < longest
     assert len(queue.waited) > len(answers)  # there was always one to answer
-    assert queue.refused + len(queue.waited) == 1.2 * len(answers)
+    assert len(queue.refused) + len(queue.waited) == 1.2 * len(answers)
+    assert set(queue.refused) == {503}
     assert (queue.admission.requests, queue.admission.ahead, queue.admission.held) == (0, 0, 0)
 
 
@@ -408,6 +411,16 @@ def test_unusable_model_or_address_is_exit_code_2(model: Path, words: list[str],
     assert done.returncode == 2
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "0"], ["--queue", "-1"], ["--timeout", "0"], ["--poll", "inf"]])
+def test_a_limit_that_answers_nothing_is_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve.py", *words])
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments()
+    assert words[0] in capsys.readouterr().err
 
 
 def test_answers_do_not_wait_for_the_clients_acknowledgement() -> None:

@@ -9,6 +9,7 @@ new connections, an answer to every request that was taken. Exit code 2: the mod
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -38,7 +39,13 @@ def main() -> int:
         return 2
     body = options.max_body * 2**20
     all_bodies = max(body, Limits.all_bodies)
-    limits = Limits(body=body, all_bodies=all_bodies, requests=2 * options.queue, seconds=options.timeout)
+    limits = Limits(
+        body=body,
+        all_bodies=all_bodies,
+        requests=2 * options.queue,
+        images=min(options.queue, Limits.images),
+        seconds=options.timeout,
+    )
     queue = {"max_batch": options.batch_size, "max_queue": options.queue, "budget": options.budget / 1000}
     app = create_app(Service(file, limits, **queue), os.environ.get("SERVE_TOKEN") or None)
     config = uvicorn.Config(
@@ -47,7 +54,7 @@ def main() -> int:
         access_log=False,  # every request has its JSON line
         server_header=False,
         timeout_keep_alive=options.keep_alive,
-        timeout_graceful_shutdown=int(options.timeout),
+        timeout_graceful_shutdown=math.ceil(options.timeout),
     )
     log(event="start", address=f"http://{options.host}:{listener.getsockname()[1]}", model=file.current.digest)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when all is answered
@@ -55,6 +62,13 @@ def main() -> int:
         uvicorn.Server(config).run([listener])
     log(event="stop")
     return 0
+
+
+def above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,13 +80,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="0.0.0.0 for all of this machine's addresses (default: 127.0.0.1)")
     add("--port", type=int, default=8000, help="0 takes any free port (default: 8000)")
     add("--provider", choices=predict.PROVIDERS, default="cpu", help="what computes; never falls back")
-    add("--batch-size", type=int, default=16, help="images that are run together at most (default: 16)")
+    add("--batch-size", type=predict.count, default=16, help="images that are run together at most (default: 16)")
     add("--budget", type=float, default=5, help="milliseconds that an image waits for others (default: 5)")
-    add("--queue", type=int, default=256, help="images that may wait; beyond, 503 (default: 256)")
-    add("--timeout", type=float, default=30, help="seconds until a request is given up (default: 30)")
-    add("--max-body", type=int, default=64, help="megabytes of a request (default: 64)")
-    add("--poll", type=float, default=2, help="seconds between looks for a newer model file (default: 2)")
-    add("--keep-alive", type=int, default=75, help="seconds that an idle connection stays open (default: 75)")
+    add("--queue", type=predict.count, default=256, help="images that may wait; beyond, 503 (default: 256)")
+    add("--timeout", type=above_zero, default=30, help="seconds until a request is given up (default: 30)")
+    add("--max-body", type=predict.count, default=64, help="megabytes of a request (default: 64)")
+    add("--poll", type=above_zero, default=2, help="seconds between looks for a newer model file (default: 2)")
+    add("--keep-alive", type=predict.count, default=75, help="seconds that an idle connection stays open (default: 75)")
     return parser.parse_args()
 
 
