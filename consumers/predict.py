@@ -127,12 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    def count(text: str) -> int:
-        if not text.isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-        return int(text)
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     default = Path(__file__).resolve().parent.parent / "artifacts" / "model.onnx"
     parser = argparse.ArgumentParser(description="Classify images with an exported model.")
     add = parser.add_argument
@@ -286,6 +287,8 @@ def conclude(tally: Counter[str], arguments: list[str], num_done: int) -> int:
 
 def printable(name: str) -> str:
     """On one line, and nothing that a terminal would obey."""
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 

@@ -67,7 +67,7 @@ def open_table(path: Path, class_names: list[str], resume: bool, total: int | No
 
 def write_row(file: TextIO, suffix: str, columns: list[str], row: dict[str, Any]) -> None:
     if suffix == ".csv":
-        csv.writer(file).writerow([flat(row).get(column, "") for column in columns])
+        csv.DictWriter(file, columns, extrasaction="ignore").writerow(flat(row))
     else:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
     file.flush()
