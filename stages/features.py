@@ -1,6 +1,8 @@
 """Compute what the frozen source network makes of every image: python -m stages.features.
 
 artifacts/features/train.safetensors   crop, mirror   float32 (n, d): each training image's test crop, and that mirrored
+                                       corners        float32 (4, n, d): three quarters of its height and width, from each corner,
+                                                      two of them mirrored; only of at most FEW images
 artifacts/features/test.safetensors    crop           float32 (m, d): no label comes with it
 
 Features are what the network's last layer, its head, is given. They are computed once for all who judge images by them.
@@ -11,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import save
 
 from stages.shared import artifacts
@@ -21,9 +24,12 @@ from stages.shared.files import replacing
 from stages.shared.frozen_features import extract_features, load_network
 from stages.shared.params import load_params
 from stages.shared.reproducibility import choose_device, describe_machine
-from stages.shared.transforms import Transform
+from stages.shared.transforms import Transform, crop_into
 
 CHUNK = 1024  # images whose crops lie in memory at a time
+FEW = 1000  # training images, up to which a head learns much from more views of each
+ZOOM = 0.75  # a corner's share of the height and the width
+CORNERS = ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False))  # bottom? right? mirrored?
 
 
 def main() -> None:
@@ -36,7 +42,11 @@ def main() -> None:
 
     extract = partial(extract_features, model, head, transform=transform, device=device)
     crop, mirror = extract(train_chunks(train, transform), len(train), mirrored=(False, True), name="train")
-    save_features(artifacts.FEATURES / "train.safetensors", {"crop": crop, "mirror": mirror})
+    found = {"crop": crop, "mirror": mirror}
+    if len(train) <= FEW:
+        corners = corner_chunks(train, transform)
+        found["corners"] = np.stack([extract(c, len(train), mirrored=(False,), name="corners")[0] for c in corners])
+    save_features(artifacts.FEATURES / "train.safetensors", found)
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
 
@@ -47,6 +57,22 @@ def train_chunks(split: TrainSplit, transform: Transform) -> Iterator[np.ndarray
         yield fixed_crops(split, range(start, min(start + CHUNK, len(split))), transform)
 
 
+def corner_chunks(split: TrainSplit, transform: Transform) -> Iterator[Iterator[np.ndarray]]:
+    """For each of CORNERS that corner of every training image, uint8 (at most CHUNK, crop, crop, 3) at a time."""
+    sizes = torch.from_numpy(np.asarray(split.sizes)).long()
+    side = (ZOOM * sizes).ceil().long()
+    for bottom, right, mirrored in CORNERS:
+        boxes = torch.cat([(sizes - side) * torch.tensor([bottom, right]), side], dim=1)
+        yield (cut(split, rows, boxes, transform.crop, mirrored) for rows in torch.arange(len(split)).split(CHUNK))
+
+
+def cut(split: TrainSplit, rows: torch.Tensor, boxes: torch.Tensor, crop: int, mirrored: bool) -> np.ndarray:
+    """The `boxes` (n, 4) of the training images `rows` (b,), as a training crop is cut: uint8 (b, crop, crop, 3)."""
+    crops = np.empty((len(rows), crop, crop, 3), dtype=np.uint8)
+    crop_into(crops, split.pixels, rows, boxes[rows], torch.full((len(rows),), mirrored))
+    return crops
+
+
 def test_chunks(pixels: Crops) -> Iterator[np.ndarray]:
     for start in range(0, len(pixels), CHUNK):
         yield pixels[start : start + CHUNK]
@@ -54,10 +80,10 @@ def test_chunks(pixels: Crops) -> Iterator[np.ndarray]:
 
 def save_features(path: Path, features: dict[str, np.ndarray]) -> None:
     """Raises ValueError where a network made no number of an image."""
-    broken = sum(int((~np.isfinite(values).all(axis=1)).sum()) for values in features.values())
+    broken = sum(int((~np.isfinite(values).all(axis=-1)).sum()) for values in features.values())
     if broken:
         raise ValueError(
-            f"{path}: NaN or infinite features for {broken} images; the source weights do not fit preprocess.mean and std"
+            f"{path}: NaN or infinite features for {broken} views of images; the source weights do not fit preprocess.mean and std"
         )
     with replacing(path) as part:
         part.write_bytes(save({name: np.ascontiguousarray(values) for name, values in features.items()}))

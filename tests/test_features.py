@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.transforms.v2.functional import resized_crop
 
 from stages import features
 from stages.shared import artifacts, frozen_features
@@ -67,7 +68,7 @@ def test_features_are_what_the_head_is_given_of_each_image_and_of_its_mirror(sou
         [resize_center_crop(image[:h, :w], 72, 64) for image, (h, w) in zip(split.pixels, split.sizes, strict=True)]
     )
     train, test = (load_file(artifacts.FEATURES / f"{name}.safetensors") for name in ("train", "test"))
-    assert train.keys() == {"crop", "mirror"}
+    assert train.keys() == {"crop", "mirror", "corners"}
     assert test.keys() == {"crop"}
     mirrored = np.ascontiguousarray(crops[:, :, ::-1])
     tests = np.load(artifacts.TEST_SPLIT / "images/pixels.npy")
@@ -76,7 +77,31 @@ def test_features_are_what_the_head_is_given_of_each_image_and_of_its_mirror(sou
         np.testing.assert_allclose(found, before_the_head(source, images), rtol=1e-3, atol=1e-4)
 
 
+def test_corners_are_three_quarters_of_each_side_and_two_of_them_mirrored(source):
+    features.main()
+    split, corners = (
+        load_train_split(artifacts.TRAIN_SPLIT),
+        load_file(artifacts.FEATURES / "train.safetensors")["corners"],
+    )
+    for found, bottom, right, mirrored in zip(
+        corners, (0, 0, 1, 1), (0, 1, 0, 1), (False, True, True, False), strict=True
+    ):
+        crops = []
+        for image, (height, width) in zip(split.pixels, split.sizes.tolist(), strict=True):
+            high, wide = -(-3 * height // 4), -(-3 * width // 4)
+            top, left = bottom * (height - high), right * (width - wide)
+            crop = resized_crop(torch.tensor(image).permute(2, 0, 1), top, left, high, wide, [64, 64], antialias=True)
+            crops.append((crop.flip(2) if mirrored else crop).permute(1, 2, 0).numpy())
+        np.testing.assert_allclose(found, before_the_head(source, np.stack(crops)), rtol=1e-3, atol=1e-4)
+
+
+def test_of_many_images_no_corners_are_computed(source, monkeypatch):
+    monkeypatch.setattr(features, "FEW", NUM_TRAIN - 1)
+    features.main()
+    assert load_file(artifacts.FEATURES / "train.safetensors").keys() == {"crop", "mirror"}
+
+
 def test_a_network_that_makes_no_number_of_an_image_is_refused(source, monkeypatch):
     monkeypatch.setattr(frozen_features, "flatten", lambda values: torch.full((len(values), 4), torch.nan))
-    with pytest.raises(ValueError, match=r"train\.safetensors: NaN or infinite features for 14 images"):
+    with pytest.raises(ValueError, match=r"train\.safetensors: NaN or infinite features for 42 views"):
         features.main()

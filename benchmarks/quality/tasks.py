@@ -61,8 +61,8 @@ def prepare(name: str, real: Path, work: Path) -> Task:
             preprocess.main()
             start = time.process_time()
             features.main()
-            num_train, num_test = (len(next(iter(load_file(path).values()))) for path in feature_files())
-            share = 2 * num_train / (2 * num_train + num_test)  # the test's features are none of training's work
+            train, test = (sum(values.size for values in load_file(path).values()) for path in feature_files())
+            share = train / (train + test)  # the test's features are none of training's work
             taken = share * (time.process_time() - start)
             inspect.main()
             seconds.write_text(str(taken))

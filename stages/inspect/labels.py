@@ -29,7 +29,7 @@ def out_of_fold_probabilities(
 
     The mean of both, for they err in different places. `crop` and `mirror` (n, d) are features of the images and of the same mirrored.
     """
-    probe = fit_probe(crop, mirror, labels, folds, num_classes, balanced=True)
+    probe = fit_probe([crop, mirror], labels, folds, num_classes, balanced=True)
     by_probe = softmax(probe.logits.astype(np.float64) / probe.temperature, axis=1)
     return (by_probe + neighbour_probabilities(crop, labels, folds, num_classes)) / 2
 

@@ -21,7 +21,7 @@ MANIFEST = ROOT / "preprocess" / "manifest.json"
 PREPROCESS_REPORT = ROOT / "preprocess" / "report.json"
 
 # features
-FEATURES = ROOT / "features"  # train.safetensors: crop, mirror; test.safetensors: crop
+FEATURES = ROOT / "features"  # train.safetensors: crop, mirror, corners; test.safetensors: crop
 
 # inspect
 INSPECTION = ROOT / "inspect"  # report.json, folds.npz, and fragment.html, which the report shows

@@ -4,6 +4,7 @@ On some hundreds of images it rivals fine-tuning at a tenth of the time. It serv
 fine-tuning starts from and, because each image is judged by a head that never saw it, as a check of the labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,8 +43,7 @@ class Probe:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small cost more to share out than to compute
 def fit_probe(
-    crop: np.ndarray,
-    mirror: np.ndarray,
+    views: Sequence[np.ndarray],
     labels: np.ndarray,
     folds: np.ndarray,
     num_classes: int,
@@ -51,18 +51,18 @@ def fit_probe(
     balanced: bool = False,
     judged: np.ndarray | None = None,
 ) -> Probe:
-    """The head for features `crop` of n images and `mirror` of the same images mirrored, float32 (n, d) each.
+    """The head for n images of which each is seen in several `views`: features float32 (n, d) each, the test crop's first.
 
-    `labels` and `folds` are int64 (n,). Images of fold -1 take no part, so their logits are those of the head itself. A
-    mirrored image is in its image's fold; the strength is chosen on the features `judged` (n, d), the crops' where they are not
+    `labels` and `folds` are int64 (n,). Images of fold -1 take no part, so their logits are those of the head itself. All views
+    of an image are in its fold; the strength is chosen on the features `judged` (n, d), the first view's where they are not
     given. `balanced` lets every class count alike.
     Raises ValueError where fewer than two folds or two classes are left.
     """
-    kept, judged = folds != LEFT_OUT, crop if judged is None else judged
+    kept, judged = folds != LEFT_OUT, views[0] if judged is None else judged
     _check(labels[kept], folds[kept])
     weights = balanced_weights(labels[kept]) if balanced else None
     parts = {
-        int(fold): _Part(crop, mirror, labels, kept & (folds != fold), num_classes, balanced)
+        int(fold): _Part(views, labels, kept & (folds != fold), num_classes, balanced)
         for fold in np.unique(folds[kept])
     }
     logits = np.zeros((len(labels), num_classes), dtype=np.float32)
@@ -77,7 +77,7 @@ def fit_probe(
         if since == PATIENCE:
             break
 
-    head = _Part(crop, mirror, labels, kept, num_classes, balanced).fit(best_strength)
+    head = _Part(views, labels, kept, num_classes, balanced).fit(best_strength)
     best_logits[~kept] = head.logits(judged[~kept])
     temperature = fit_temperature(best_logits[kept], labels[kept], weights)
     return Probe(head, best_heads, best_logits, temperature, best_strength, best_loss)
@@ -88,17 +88,16 @@ class _Part:
 
     def __init__(
         self,
-        crop: np.ndarray,
-        mirror: np.ndarray,
+        views: Sequence[np.ndarray],
         labels: np.ndarray,
         rows: np.ndarray,
         num_classes: int,
         balanced: bool,
     ):
-        features = np.concatenate([crop[rows], mirror[rows]])
+        features = np.concatenate([view[rows] for view in views])
         self.mean, self.std = features.mean(axis=0), features.std(axis=0) + 1e-6
-        self.features = (features - self.mean) / self.std
-        self.labels, self.num_classes = np.concatenate([labels[rows], labels[rows]]), num_classes
+        self.features, self.num_images = (features - self.mean) / self.std, int(rows.sum())
+        self.labels, self.num_classes = np.tile(labels[rows], len(views)), num_classes
         self.weights = balanced_weights(self.labels) if balanced else None
         self.model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-3)
 
@@ -112,7 +111,7 @@ class _Part:
             if len(classes) == 2:  # the library keeps one row, of the second class against the first
                 present, offset = np.concatenate([-present, present]) / 2, np.concatenate([-offset, offset]) / 2
         weight = np.tile(present.mean(axis=0), (self.num_classes, 1))
-        bias = np.full(self.num_classes, offset.mean() - np.log(len(self.labels) / 2 + 1))
+        bias = np.full(self.num_classes, offset.mean() - np.log(self.num_images + 1))
         weight[classes], bias[classes] = present, offset
         weight = weight / self.std
         return Head(weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32))

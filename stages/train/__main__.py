@@ -134,10 +134,11 @@ def choose_folds(split: TrainSplit, recipe: Recipe, seed: int) -> np.ndarray:
 def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: int) -> Probe:
     """The logistic head on the source network's features, and those fitted without each fold."""
     features, balanced = load_file(artifacts.FEATURES / "train.safetensors"), recipe.class_weights == "balanced"
-    labels, crop, mirror = np.asarray(split.labels), features["crop"], features["mirror"]
+    crop, mirror = features["crop"], features["mirror"]
     # A linear head's mean logits are its logits of the mean features.
     judged = (crop + mirror) / 2 if recipe.mirror else crop
-    return fit_probe(crop, mirror, labels, folds, num_classes, balanced=balanced, judged=judged)
+    views, labels = [crop, mirror, *features.get("corners", ())], np.asarray(split.labels)
+    return fit_probe(views, labels, folds, num_classes, balanced=balanced, judged=judged)
 
 
 def choose_plan(recipe: Recipe) -> Plan:
