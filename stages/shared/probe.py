@@ -14,14 +14,14 @@ from threadpoolctl import threadpool_limits
 
 from stages.shared.calibration import balanced_weights, fit_temperature, log_loss
 
-# Inverse strengths C on standardised features, the strongest penalty first.
+# Inverse strengths C on scaled features, the strongest penalty first.
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(-10, 3))
 PATIENCE = 2  # strengths in a row that are no better than the best end the search
 LEFT_OUT = -1  # the fold of an image that takes no part
 
 
 class Head(NamedTuple):
-    """A linear head for features as they come: the standardisation that it was fitted with is folded in."""
+    """A linear head for features as they come: the scaling that it was fitted with is folded in."""
 
     weight: np.ndarray  # (classes, d) float32
     bias: np.ndarray  # (classes,) float32
@@ -84,7 +84,11 @@ def fit_probe(
 
 
 class _Part:
-    """A part of the images, for which heads are fitted at one strength after the other, each from where the last ended."""
+    """A part of the images, for which heads are fitted at one strength after the other, each from where the last ended.
+
+    Features are divided by the square root of their standard deviation (Pareto scaling), in units in which the mean of its
+    square is 1. Divided by all of it, the ones that hardly vary get such weights that fine-tuning from this head diverges.
+    """
 
     def __init__(
         self,
@@ -95,8 +99,9 @@ class _Part:
         balanced: bool,
     ):
         features = np.concatenate([view[rows] for view in views])
-        self.mean, self.std = features.mean(axis=0), features.std(axis=0) + 1e-6
-        self.features, self.num_images = (features - self.mean) / self.std, int(rows.sum())
+        self.mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+        self.scale = np.sqrt(std * np.sqrt(np.mean(std**2)))
+        self.features, self.num_images = (features - self.mean) / self.scale, int(rows.sum())
         self.labels, self.num_classes = np.tile(labels[rows], len(views)), num_classes
         self.weights = balanced_weights(self.labels) if balanced else None
         self.model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-3)
@@ -113,7 +118,7 @@ class _Part:
         weight = np.tile(present.mean(axis=0), (self.num_classes, 1))
         bias = np.full(self.num_classes, offset.mean() - np.log(self.num_images + 1))
         weight[classes], bias[classes] = present, offset
-        weight = weight / self.std
+        weight = weight / self.scale
         return Head(weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32))
 
 
