@@ -11,10 +11,10 @@ from stages.shared.probe import STRENGTHS, Probe, fit_probe
 
 
 def drawn(num_images: int, num_classes: int, d: int = 8, signal: float = 2.0, seed: int = 0) -> dict[str, Any]:
-    """Features around one centre a class, at scales of 0.01 to 100, their mirror images, and five folds."""
+    """Features around one centre a class, at scales of 0.1 to 10, their mirror images, and five folds."""
     generator = np.random.default_rng(seed)
     labels = np.arange(num_images, dtype=np.int64) % num_classes
-    centres, scales = np.random.default_rng(9).normal(size=(num_classes, d)), np.logspace(-2, 2, d)
+    centres, scales = np.random.default_rng(9).normal(size=(num_classes, d)), np.logspace(-1, 1, d)
     crop, mirror = (
         ((generator.normal(size=(num_images, d)) + signal * centres[labels]) * scales + 3).astype(np.float32)
         for _ in range(2)
@@ -32,7 +32,7 @@ def fit(
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_a_probe_approaches_the_best_classifier_there_is(num_classes):
     probe, new = fit(**drawn(400, num_classes)), drawn(5000, num_classes, seed=1)
-    centres, scales = np.random.default_rng(9).normal(size=(num_classes, 8)), np.logspace(-2, 2, 8)
+    centres, scales = np.random.default_rng(9).normal(size=(num_classes, 8)), np.logspace(-1, 1, 8)
     best = ((new["crop"] - 3) / scales) @ (2 * centres).T - 2 * (centres**2).sum(axis=1)  # Bayes' rule, equal variances
     own = probe.head.logits(new["crop"])
     hits = [(logits.argmax(axis=1) == new["labels"]).mean() for logits in (best, own)]
@@ -114,6 +114,14 @@ def test_more_views_of_each_image_make_a_better_head():
         head = fit_probe(views, seen[0]["labels"], seen[0]["folds"], 2).head
         worth.append(log_loss(head.logits(new["crop"]), new["labels"]))
     assert worth[1] < worth[0] - 0.03
+
+
+def test_a_feature_that_hardly_varies_gets_no_larger_weight_than_others():
+    """Fine-tuning starts from this head: a weight of a hundred would throw the network's own weights about."""
+    task = drawn(60, 2)
+    scales = np.array([1.0] * 7 + [0.01], dtype=np.float32) / np.logspace(-1, 1, 8, dtype=np.float32)
+    weight = fit(**task | {name: task[name] * scales for name in ("crop", "mirror")}).head.weight
+    assert np.abs(weight[:, 7]).max() < 3 * np.abs(weight[:, :7]).max()
 
 
 def test_two_fits_are_equal():
