@@ -1,10 +1,12 @@
 """The probe against tasks of known truth."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import special
+from sklearn.linear_model import LogisticRegression
 
 from stages.shared.calibration import log_loss
 from stages.shared.probe import STRENGTHS, Probe, fit_probe
@@ -136,3 +138,32 @@ def test_too_few_folds_or_classes_are_refused():
         fit(**{**task, "folds": np.zeros(20, dtype=np.int64)})
     with pytest.raises(ValueError, match="at least two classes"):
         fit(**{**task, "labels": np.zeros(20, dtype=np.int64)})
+
+
+def test_a_fold_s_head_is_the_library_s_fit_of_the_other_folds_strength_after_strength():
+    task = drawn(90, 3, d=32, signal=0.5)
+    probe = fit(**task)
+    for fold, head in probe.fold_heads.items():
+        rows = task["folds"] != fold
+        features, labels = np.concatenate([task["crop"][rows], task["mirror"][rows]]), np.tile(task["labels"][rows], 2)
+        mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+        scale = np.sqrt(std * np.sqrt(np.mean(std**2)))
+        model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-3)
+        for strength in STRENGTHS[: STRENGTHS.index(probe.strength) + 1]:
+            model.set_params(C=strength).fit((features - mean) / scale, labels)
+        np.testing.assert_array_equal(head.weight, (model.coef_ / scale).astype(np.float32))
+
+
+def test_a_probe_takes_no_more_memory_for_more_folds(monkeypatch):
+    """In multiples of the features: of twelve folds, kept side by side, the standardised ones were 22."""
+    monkeypatch.setattr("stages.shared.probe.STRENGTHS", STRENGTHS[:2])
+    task = drawn(600, 2, d=256)
+
+    def peak(num_folds: int) -> float:
+        tracemalloc.start()
+        fit(**{**task, "folds": np.arange(600) // 2 % num_folds})
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most / task["crop"].nbytes
+
+    assert peak(12) < peak(2) + 1 < 7

@@ -88,6 +88,8 @@ class _Part:
 
     Features are divided by the square root of their standard deviation (Pareto scaling), in units in which the mean of its
     square is 1. Divided by all of it, the ones that hardly vary get such weights that fine-tuning from this head diverges.
+
+    The scaled features are made anew for each fit: kept for six folds, those of two views would take ten times a view's memory.
     """
 
     def __init__(
@@ -98,20 +100,27 @@ class _Part:
         num_classes: int,
         balanced: bool,
     ):
-        features = np.concatenate([view[rows] for view in views])
+        self.views, self.rows, self.num_images = views, rows, int(rows.sum())
+        features = self.features()
         self.mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
         self.scale = np.sqrt(std * np.sqrt(np.mean(std**2)))
-        self.features, self.num_images = (features - self.mean) / self.scale, int(rows.sum())
         self.labels, self.num_classes = np.tile(labels[rows], len(views)), num_classes
         self.weights = balanced_weights(self.labels) if balanced else None
         self.model = LogisticRegression(warm_start=True, max_iter=1000, tol=1e-3)
 
+    def features(self) -> np.ndarray:
+        """float32 (n * views, d): as they come, one view after the other."""
+        return np.concatenate([view[self.rows] for view in self.views])
+
     def fit(self, strength: float) -> Head:
         """A class without an image here gets the mean of the others' rows, and at most one chance in n + 1."""
         classes = np.unique(self.labels)
-        present, offset = np.zeros((len(classes), self.features.shape[1])), np.zeros(len(classes))
+        present, offset = np.zeros((len(classes), len(self.mean))), np.zeros(len(classes))
         if len(classes) > 1:
-            self.model.set_params(C=strength).fit(self.features, self.labels, self.weights)
+            features = self.features()
+            features -= self.mean
+            features /= self.scale
+            self.model.set_params(C=strength).fit(features, self.labels, self.weights)
             present, offset = self.model.coef_, self.model.intercept_
             if len(classes) == 2:  # the library keeps one row, of the second class against the first
                 present, offset = np.concatenate([-present, present]) / 2, np.concatenate([-offset, offset]) / 2
