@@ -27,6 +27,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.shared.files import read_json, write_json, write_text
+from stages.shared.held_out import save_folds
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -120,8 +121,7 @@ def measure(project: Path, num: int) -> Iterator[dict[str, Any]]:
     """Seconds and memory of one step after the other, and the disk that all of it takes."""
     for name, (words, share) in STEPS.items():
         if name == "train":  # inspect, which deals the folds, is not measured
-            (project / "artifacts/inspect").mkdir()
-            np.savez(project / "artifacts/inspect/folds.npz", fold=np.zeros(round(num * share), np.int64))
+            save_folds(project / "artifacts/inspect/folds.npz", np.zeros(round(num * share), np.int64))
         again = name in ("nothing_to_do", "status", "train", "evaluate") and num <= 1000
         rounds = [run(project, *words.split()) for _ in range(ROUNDS if again else 1)]
         columns = zip(("seconds", "cpu_seconds", "peak_bytes"), zip(*rounds, strict=True), strict=True)

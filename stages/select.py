@@ -6,9 +6,7 @@ takes no part. Every class counts alike in it, so that a rare class is not paid 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy import special, stats
@@ -16,6 +14,7 @@ from scipy import special, stats
 from stages.shared import artifacts, cli
 from stages.shared.calibration import balanced_weights
 from stages.shared.files import write_json
+from stages.shared.held_out import Validation, load_validation
 from stages.shared.params import load_params
 
 AUTO = "auto"
@@ -42,7 +41,9 @@ class Candidate:
 
 def main() -> None:
     params = load_params()
-    held_out = {recipe: read_held_out(artifacts.train_dir(recipe) / "validation.npz") for recipe in params.train}
+    held_out = {
+        recipe: losses_of(load_validation(artifacts.train_dir(recipe) / "validation.npz")) for recipe in params.train
+    }
     candidates = rank({recipe: seen for recipe, seen in held_out.items() if len(seen.rows)})
 
     recipe, reason = choose(params.export.recipe, candidates)
@@ -50,17 +51,11 @@ def main() -> None:
     write_json(artifacts.SELECTION, selection(recipe, reason, candidates))
 
 
-def read_held_out(path: Path) -> HeldOut:
-    """Raises ValueError naming the file that is missing or broken."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            rows, labels, logits = file["row"], file["label"], file["logits"].astype(np.float64)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; run train {path.parent.name}") from None
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path}: not a validation ({error}); run train {path.parent.name} again") from None
-    losses, order = -special.log_softmax(logits, axis=1)[np.arange(len(rows)), labels], rows.argsort()
-    return HeldOut(rows[order], labels[order], losses[order])
+def losses_of(validation: Validation) -> HeldOut:
+    """The log-loss of each image, in the split's order."""
+    log_probabilities = special.log_softmax(validation.logits.astype(np.float64), axis=1)
+    losses, order = -log_probabilities[np.arange(len(validation.rows)), validation.labels], validation.rows.argsort()
+    return HeldOut(validation.rows[order], validation.labels[order], losses[order])
 
 
 def rank(held_out: Mapping[str, HeldOut]) -> list[Candidate]:

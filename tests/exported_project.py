@@ -21,6 +21,7 @@ from stages.preprocess import __main__ as preprocess
 from stages.shared import artifacts
 from stages.shared.checkpoint import Facts, save_checkpoint
 from stages.shared.dataset import fixed_crops, load_manifest, load_test_split, load_train_split
+from stages.shared.held_out import Validation, save_folds, save_validation
 from stages.shared.model import build_model
 from stages.shared.transforms import Transform, normalize
 from tests.experiment import write_params
@@ -55,8 +56,7 @@ def exported_project() -> Path:
         write_photos(artifacts.SOURCE_DATASET / "images")
         preprocess.main()
         write_checkpoint()
-        artifacts.INSPECTION.mkdir()
-        np.savez(artifacts.INSPECTION / "folds.npz", fold=np.arange(24) % 4)
+        save_folds(artifacts.INSPECTION / "folds.npz", np.arange(24) % 4)
         export.main()
     return folder
 
@@ -105,6 +105,8 @@ def write_checkpoint() -> None:
     model = fitted_model(ARCHITECTURE, images, torch.from_numpy(np.concatenate([train.labels, test.labels])))
     facts = Facts(ARCHITECTURE, CLASSES, Transform(RESIZE, CROP, MEAN, STD), "finetune", 0, None, manifest.digest)
     save_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors", model, facts)
+    rows, logits = np.empty(0, np.int64), np.empty((0, len(CLASSES)), np.float32)
+    save_validation(artifacts.train_dir("finetune") / "validation.npz", Validation(rows, rows, logits, 1.0))
 
 
 def fitted_model(architecture: str, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:

@@ -19,6 +19,7 @@ from stages.report import __main__ as report
 from stages.shared import artifacts, training
 from stages.shared.checkpoint import load_checkpoint
 from stages.shared.dataset import TrainSplit, load_train_split
+from stages.shared.held_out import save_folds
 from stages.train import __main__ as train
 from tests.experiment import ROOT, TINY, write_params
 from tests.finished_experiment import write_experiment, write_export
@@ -51,8 +52,7 @@ def write_images(counts: dict[str, int], **overrides: Any) -> None:
 def write_folds() -> None:
     """The training images in three folds, in turn, without a look at them."""
     num_images = len(load_train_split(artifacts.TRAIN_SPLIT))
-    artifacts.INSPECTION.mkdir(parents=True, exist_ok=True)
-    np.savez(artifacts.INSPECTION / "folds.npz", fold=np.arange(num_images) % 3)
+    save_folds(artifacts.INSPECTION / "folds.npz", np.arange(num_images) % 3)
 
 
 def run_recipe(recipe: str) -> dict[str, Any]:

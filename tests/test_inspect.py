@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from stages.inspect import __main__ as inspect
 from stages.inspect import duplicates
 from stages.inspect.duplicates import find_pairs
-from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, choose_num_folds, group_images
+from stages.inspect.folds import assign_folds, check_classes, choose_num_folds, group_images
 from stages.inspect.fragment import map_points
 from stages.inspect.labels import find_wrong_labels, neighbour_probabilities, out_of_fold_probabilities
 from stages.inspect.odd import find_odd, looks_of
@@ -27,6 +27,7 @@ from stages.preprocess.fixes import read_fixes
 from stages.shared import artifacts
 from stages.shared.dataset import Entry, Manifest, TestFile, pack_canvas, save_manifest, save_test_files
 from stages.shared.files import read_json
+from stages.shared.held_out import LEFT_OUT, load_folds
 from stages.shared.transforms import Transform, resize_center_crop
 from synthetic_images import TARGET_CLASSES, draw_target
 from tests.experiment import write_params
@@ -279,9 +280,8 @@ def test_a_leak_is_reported_in_a_pair_and_taken_out_of_training_unless_told_othe
     (leak,) = report["leaks"]
     assert (leak["train"], leak["test"], leak["mirrored"]) == ("train/7.png", "test/3.png", True)
     assert 0 <= leak["distance"] < 0.4
-    folds = np.load(artifacts.INSPECTION / "folds.npz")["fold"]
+    folds = load_folds(artifacts.INSPECTION / "folds.npz", 40)
     assert folds.dtype == np.int64
-    assert folds.shape == (40,)
     assert np.flatnonzero(folds == LEFT_OUT).tolist() == ([7] if leaks == "drop" else [])
     assert report["left_out"] == (leaks == "drop")
     assert set(np.delete(folds, 7)) == set(range(choose_num_folds(40)))

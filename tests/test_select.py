@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from stages import select
-from stages.select import HeldOut, choose, difference, rank, read_held_out
+from stages.select import HeldOut, choose, difference, rank
 from stages.shared import artifacts
+from stages.shared.held_out import Validation, save_validation
 from tests.experiment import write_params
 
 
@@ -91,10 +92,9 @@ def test_an_interval_of_one_image_has_no_width():
 def write_validation(recipe: str, skill: float, num: int = 60) -> None:
     labels = np.arange(num) % 3
     logits = np.random.default_rng(len(recipe)).normal(size=(num, 3)) + skill * np.eye(3)[labels]
-    artifacts.train_dir(recipe).mkdir(parents=True)
     order = np.random.default_rng(0).permutation(num)  # as folds come: not in the split's order
-    path = artifacts.train_dir(recipe) / "validation.npz"
-    np.savez(path, row=order, logits=logits[order].astype(np.float32), label=labels[order])
+    validation = Validation(order, labels[order], logits[order].astype(np.float32), temperature=1.0)
+    save_validation(artifacts.train_dir(recipe) / "validation.npz", validation)
 
 
 def test_the_stage_writes_the_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -107,12 +107,3 @@ def test_the_stage_writes_the_selection(tmp_path: Path, monkeypatch: pytest.Monk
     assert written["recipe"] == "tuned"
     assert [candidate["recipe"] for candidate in written["candidates"]] == ["tuned", "finetune", "scratch"]
     assert written["candidates"][0]["num_images"] == 60
-
-
-def test_a_missing_or_broken_validation_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"finetune/validation\.npz: no such file; run train finetune"):
-        read_held_out(tmp_path / "finetune" / "validation.npz")
-    path = tmp_path / "validation.npz"
-    path.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(ValueError, match="not a validation"):
-        read_held_out(path)

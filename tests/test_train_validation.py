@@ -14,11 +14,12 @@ from stages.shared import artifacts, training
 from stages.shared.checkpoint import digest, load_checkpoint
 from stages.shared.dataset import TrainSplit, load_train_split
 from stages.shared.files import read_json
+from stages.shared.held_out import Validation, load_validation, save_folds
 from stages.shared.model import build_model, head_parameters, scale_logits, set_head
 from stages.shared.training import Epoch
 from stages.shared.transforms import Transform
 from stages.train import __main__ as train
-from stages.train.validation import Validation, held_out_folds, load_folds, mean_interval, measure, validate
+from stages.train.validation import held_out_folds, mean_interval, measure, validate
 from tests.test_bad_data import write_images
 
 CPU = torch.device("cpu")
@@ -110,17 +111,6 @@ def test_too_few_folds_are_refused_by_the_key_to_change():
         held_out_folds(np.array([0, 0, -1]), "holdout")
 
 
-def test_folds_of_another_split_are_refused(tmp_path):
-    np.savez(tmp_path / "folds.npz", fold=FOLDS)
-    assert load_folds(tmp_path / "folds.npz", 12).tolist() == FOLDS.tolist()
-    with pytest.raises(
-        ValueError, match=r"folds\.npz: folds of 12 images, but the training split has 9; run inspect again"
-    ):
-        load_folds(tmp_path / "folds.npz", 9)
-    with pytest.raises(ValueError, match=r"other\.npz: no such file; run inspect"):
-        load_folds(tmp_path / "other.npz", 9)
-
-
 @pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])
 def test_a_temperature_in_the_head_divides_the_logits(architecture):
     torch.manual_seed(0)
@@ -155,8 +145,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object
     monkeypatch.chdir(tmp_path)
     write_images({"train/a": 6, "train/b": 6, "test/a": 2, "test/b": 2})
     preprocess.main()
-    (artifacts.INSPECTION).mkdir(parents=True)
-    np.savez(artifacts.INSPECTION / "folds.npz", fold=np.array([0, 1, 2, 0, 1, -1] * 2))
+    save_folds(artifacts.INSPECTION / "folds.npz", np.array([0, 1, 2, 0, 1, -1] * 2))
     labels = np.asarray(load_train_split(artifacts.TRAIN_SPLIT).labels)
     features = np.random.default_rng(0).normal(size=(12, 1024)).astype(np.float32) + labels[:, None]
     artifacts.FEATURES.mkdir(parents=True)
@@ -178,9 +167,9 @@ def test_the_stage_validates_and_then_trains_on_all_that_take_part(project):
     assert digest(again) == digest(model)  # what was held out leaves no trace in what is trained at last
     assert plain["validation_accuracy"] is None
     assert 0 <= validated["validation_accuracy"] <= 1
-    with np.load(artifacts.train_dir("finetune") / "validation.npz") as file:
-        assert sorted(file["row"]) == [row for row in range(12) if row not in (5, 11)]
-        assert file["logits"].shape == (10, 2)
+    validation = load_validation(artifacts.train_dir("finetune") / "validation.npz")
+    assert sorted(validation.rows) == [row for row in range(12) if row not in (5, 11)]
+    assert validation.logits.shape == (10, 2)
     assert not list((artifacts.CACHE / "train" / "finetune").glob("*"))
 
 
@@ -213,13 +202,12 @@ def test_a_resumed_cross_fit_equals_an_undisturbed_one(project, monkeypatch):
 def test_a_mirrored_recipe_is_validated_as_it_answers(project):
     run(epochs=1, validation="holdout", mirror=True, calibration="temperature")
     mirrored, facts = load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")
-    with np.load(artifacts.train_dir("finetune") / "validation.npz") as file:
-        of_mirrored = file["logits"]
+    of_mirrored = load_validation(artifacts.train_dir("finetune") / "validation.npz").logits
     run(epochs=1, validation="holdout")
     plain, _ = load_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors")
-    with np.load(artifacts.train_dir("finetune") / "validation.npz") as file:
-        assert of_mirrored.shape == file["logits"].shape
-        assert not np.allclose(of_mirrored / np.ptp(of_mirrored), file["logits"] / np.ptp(file["logits"]), rtol=1e-4)
+    of_plain = load_validation(artifacts.train_dir("finetune") / "validation.npz").logits
+    assert of_mirrored.shape == of_plain.shape
+    assert not np.allclose(of_mirrored / np.ptp(of_mirrored), of_plain / np.ptp(of_plain), rtol=1e-4)
     assert facts.mirror
     assert {f"network.{name}" for name in plain.state_dict()} == set(mirrored.state_dict())
 

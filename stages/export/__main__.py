@@ -13,7 +13,6 @@ Nothing here is chosen on the test split: of its pixels only the reference is co
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, digest, load_checkpoint
 from stages.shared.dataset import Manifest, TrainSplit, fixed_crops, load_manifest, load_test_pixels, load_train_split
 from stages.shared.files import write_json
+from stages.shared.held_out import Validation, load_folds, load_validation
 from stages.shared.inference import predict_logits
 from stages.shared.params import Decision, Params, class_shares, load_params
 from stages.shared.reference import Reference, save_reference
@@ -53,10 +53,10 @@ def main() -> None:
     check_same_data(str(checkpoint), facts, manifest)
 
     core = export_core(model, facts.transform.crop, params.export.opset)
-    folds = read_folds(artifacts.INSPECTION / "folds.npz", len(train))
+    folds = load_folds(artifacts.INSPECTION / "folds.npz", len(train))
     familiarity, num_held_out = learn_familiarity(core, train, folds, facts.transform)
     extras = [familiarity, *([heatmap_graph(core, params.export.opset)] if params.export.heatmap else [])]
-    validation = read_validation(artifacts.train_dir(recipe) / "validation.npz")
+    validation = load_validation(artifacts.train_dir(recipe) / "validation.npz")
     thresholds = decide(params.decision, validation, facts.class_names, num_held_out)
     metadata = describe(facts, digest(model)) | {"thresholds": json.dumps(thresholds, ensure_ascii=False)}
 
@@ -97,23 +97,6 @@ def main() -> None:
     write_json(artifacts.EXPORT / "export.json", provenance(params, recipe, facts, metadata, variants))
 
 
-def read_folds(path: Path, num_images: int) -> np.ndarray:
-    """Each training row's fold (n,), -1 where it was taken out."""
-    with np.load(path) as file:
-        folds: np.ndarray = file["fold"]
-    if folds.shape != (num_images,):
-        raise ValueError(f"{path}: {len(folds)} folds for {num_images} training images; run inspect again")
-    return folds
-
-
-def read_validation(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Out-of-fold logits (n, classes) and labels (n,) of training images; None for a recipe that was not validated."""
-    if not path.is_file():
-        return None
-    with np.load(path) as file:
-        return (file["logits"], file["label"]) if len(file["label"]) else None
-
-
 def learn_familiarity(
     core: ModelProto, train: TrainSplit, folds: np.ndarray, transform: Transform
 ) -> tuple[ModelProto, int]:
@@ -127,17 +110,17 @@ def learn_familiarity(
 
 def decide(
     decision: Decision,
-    validation: tuple[np.ndarray, np.ndarray] | None,
+    validation: Validation,
     class_names: tuple[str, ...],
     num_held_out: int,
 ) -> dict[str, Any]:
     """The value that goes into the files as `thresholds`: {"familiarity": …, "probability": {class: …}}."""
     thresholds: dict[str, Any] = {"familiarity": familiarity_threshold(num_held_out, decision.max_refused)}
     demanded = class_shares(decision.min_precision)
-    if demanded and validation is None:
+    if demanded and not len(validation.rows):
         raise ValueError("decision.min_precision needs validated predictions: set the recipe's validation to folds")
-    if demanded and validation is not None:
-        thresholds["probability"] = probability_thresholds(*validation, class_names, demanded)
+    if demanded:
+        thresholds["probability"] = probability_thresholds(validation.logits, validation.labels, class_names, demanded)
     return thresholds
 
 

@@ -5,7 +5,7 @@ the test split, and deals the rest into folds for validation. Test images are re
 
 artifacts/inspect/report.json     label_issues (surest first), leaks, duplicates, odd, and counts
 artifacts/inspect/fragment.html   the same with pictures, for the report
-artifacts/inspect/folds.npz       fold int64 (n,): each training image's fold, -1 where it is taken out of training
+artifacts/inspect/folds.npz       each training image's fold (stages/shared/held_out.py)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from stages.inspect.duplicates import Pair, find_pairs
-from stages.inspect.folds import LEFT_OUT, assign_folds, check_classes, group_images
+from stages.inspect.folds import assign_folds, check_classes, group_images
 from stages.inspect.fragment import render, shown_files
 from stages.inspect.labels import LabelIssue, find_wrong_labels, out_of_fold_probabilities
 from stages.inspect.odd import Looks, find_odd, looks_of
@@ -33,7 +33,8 @@ from stages.shared.dataset import (
     load_train_split,
 )
 from stages.shared.encoded import Crops
-from stages.shared.files import replacing, write_json, write_text
+from stages.shared.files import write_json, write_text
+from stages.shared.held_out import LEFT_OUT, save_folds
 from stages.shared.params import load_params
 from stages.shared.transforms import Transform
 
@@ -64,8 +65,7 @@ def main(*words: str) -> None:
         write_proposals(proposals, propose(report, digests))
         print(f"inspect: {proposals} proposes fixes; edit it, then set dataset.fixes to it", flush=True)
         return
-    with replacing(artifacts.INSPECTION / "folds.npz") as part, part.open("wb") as file:
-        np.savez(file, fold=folds)
+    save_folds(artifacts.INSPECTION / "folds.npz", folds)
     write_json(artifacts.INSPECTION / "report.json", report)
     crops = read_pictures(shown_files(report), paths, train, test, manifest.transform)
     write_text(artifacts.INSPECTION / "fragment.html", render(report, crops, all_features, labels, paths))

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-LEFT_OUT = -1  # the fold of an image that is not trained on
+from stages.shared.held_out import LEFT_OUT
+
 FEW = 200  # images, below which every image counts: more folds, each of which leaves fewer out
 NUM_FOLDS, NUM_FOLDS_OF_FEW = 6, 12  # each is dealt evenly to two or three, for recipes that ask for fewer
 

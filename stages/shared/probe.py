@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from stages.shared.calibration import balanced_weights, fit_temperature, log_loss
+from stages.shared.held_out import LEFT_OUT
 
 # Inverse strengths C on scaled features, the strongest penalty first.
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(-10, 3))
 PATIENCE = 2  # strengths in a row that are no better than the best end the search
-LEFT_OUT = -1  # the fold of an image that takes no part
 
 
 class Head(NamedTuple):

@@ -5,7 +5,7 @@ held-out folds of the training images; then it is trained on all of them. Writes
 
 checkpoint.safetensors   the weights, with the temperature in the head's, and the facts to rebuild the model
 history.csv              the training, epoch by epoch; where the probe was no worse, the mean of the folds' trainings
-validation.npz           row int64 (n,), logits float32 (n, classes), label int64 (n,): of images held out, calibrated
+validation.npz           what models said of images that they were not trained on (stages/shared/held_out.py)
 metrics.json             result (retrained or probe), validation_accuracy and validation_loss with 95 % intervals, temperature, training's own numbers
 """
 
@@ -30,16 +30,17 @@ from stages.shared.cli import run
 from stages.shared.dataset import Manifest, TrainSplit, load_manifest, load_train_split
 from stages.shared.distributed import launch, launched, process_group, rank_and_world_size
 from stages.shared.files import file_digest, replacing, write_json
+from stages.shared.held_out import LEFT_OUT, load_folds, save_validation
 from stages.shared.model import Mirrored, head_parameters, scale_logits
 from stages.shared.optimization import Optimization
 from stages.shared.params import Params, Recipe, Runtime, class_rows, load_params
-from stages.shared.probe import LEFT_OUT, Head, Probe, fit_probe
+from stages.shared.probe import Head, Probe, fit_probe
 from stages.shared.reproducibility import Execution, choose_device, choose_precision, describe_machine
 from stages.shared.sampling import Augmentation, Sampling, choose_fraction
 from stages.shared.training import Epoch
 from stages.train.cross_fit import Outcome, Plan, Training, cross_fit, merge_folds
 from stages.train.model import Start, train_model
-from stages.train.validation import load_folds, measure, save_validation
+from stages.train.validation import measure
 
 
 def main(name: str = "") -> None:

@@ -15,10 +15,11 @@ from torch import nn
 
 from stages.shared.calibration import balanced_weights, log_loss
 from stages.shared.dataset import TrainSplit
-from stages.shared.probe import LEFT_OUT, Head, Probe
+from stages.shared.held_out import LEFT_OUT, Validation
+from stages.shared.probe import Head, Probe
 from stages.shared.training import Epoch
 from stages.shared.transforms import Transform
-from stages.train.validation import Validation, calibrate, held_out_folds, predict_rows, validate
+from stages.train.validation import calibrate, held_out_folds, predict_rows, validate
 
 Training = tuple[nn.Module, list[Epoch]]
 NUM_COMPARED = 128  # images that say how sure a model is of what it was trained on

@@ -1,8 +1,6 @@
 """Validation: what a recipe is worth on training images that it was not trained on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,37 +10,12 @@ from torch import nn
 
 from stages.shared.calibration import balanced_weights, fit_temperature
 from stages.shared.dataset import TrainSplit, fixed_crops
-from stages.shared.files import replacing
+from stages.shared.held_out import LEFT_OUT, Validation
 from stages.shared.inference import predict_logits
 from stages.shared.metrics import wilson_interval
-from stages.shared.probe import LEFT_OUT
 from stages.shared.transforms import Transform
 
 CHUNK = 1024  # images whose crops lie in memory at a time
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The logits of images by models that were trained without them."""
-
-    rows: np.ndarray  # (n,) int64, of the training split
-    labels: np.ndarray  # (n,) int64
-    logits: np.ndarray  # (n, classes) float32, calibrated
-    temperature: float  # that they were divided by
-
-
-def load_folds(path: Path, num_images: int) -> np.ndarray:
-    """(num_images,) int64: each training image's fold, from 0; -1 for one that takes no part in training."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            folds = np.asarray(file["fold"])
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; run inspect") from None
-    if folds.shape != (num_images,):
-        raise ValueError(
-            f"{path}: folds of {len(folds)} images, but the training split has {num_images}; run inspect again"
-        )
-    return folds
 
 
 def held_out_folds(folds: np.ndarray, how: str) -> list[int]:
@@ -95,11 +68,6 @@ def predict_rows(
     chunks = torch.from_numpy(rows).split(CHUNK)
     crops = (fixed_crops(split, chunk.tolist(), transform) for chunk in chunks)
     return np.concatenate([predict_logits(model, pixels, transform, device=device) for pixels in crops])
-
-
-def save_validation(path: Path, validation: Validation) -> None:
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, row=validation.rows, logits=validation.logits, label=validation.labels)
 
 
 def measure(validation: Validation) -> dict[str, Any]:
