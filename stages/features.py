@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from stages.shared import artifacts
 from stages.shared.cli import run
-from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_test_pixels, load_train_split
+from stages.shared.dataset import CHUNK, TrainSplit, chunks_of_crops, load_manifest, load_test_pixels, load_train_split
 from stages.shared.encoded import Crops
 from stages.shared.files import replacing
 from stages.shared.frozen_features import extract_features, load_network
@@ -26,7 +26,6 @@ from stages.shared.params import load_params
 from stages.shared.reproducibility import choose_device, describe_machine
 from stages.shared.transforms import Transform, crop_into
 
-CHUNK = 1024  # images whose crops lie in memory at a time
 FEW = 1000  # training images, up to which a head learns much from more views of each
 ZOOM = 0.75  # a corner's share of the height and the width
 CORNERS = ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False))  # bottom? right? mirrored?
@@ -41,7 +40,8 @@ def main() -> None:
     train, test = load_train_split(artifacts.TRAIN_SPLIT), load_test_pixels(artifacts.TEST_SPLIT)
 
     extract = partial(extract_features, model, head, transform=transform, device=device)
-    crop, mirror = extract(train_chunks(train, transform), len(train), mirrored=(False, True), name="train")
+    chunks = chunks_of_crops(train, range(len(train)), transform, CHUNK)
+    crop, mirror = extract(chunks, len(train), mirrored=(False, True), name="train")
     found = {"crop": crop, "mirror": mirror}
     if len(train) <= FEW:
         corners = corner_chunks(train, transform)
@@ -49,12 +49,6 @@ def main() -> None:
     save_features(artifacts.FEATURES / "train.safetensors", found)
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
-
-
-def train_chunks(split: TrainSplit, transform: Transform) -> Iterator[np.ndarray]:
-    """The training images under the test transform, uint8 (at most CHUNK, crop, crop, 3) at a time."""
-    for start in range(0, len(split), CHUNK):
-        yield fixed_crops(split, range(start, min(start + CHUNK, len(split))), transform)
 
 
 def corner_chunks(split: TrainSplit, transform: Transform) -> Iterator[Iterator[np.ndarray]]:

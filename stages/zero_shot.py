@@ -18,7 +18,7 @@ from torch import nn
 
 from stages.shared import artifacts
 from stages.shared.cli import run
-from stages.shared.dataset import TrainSplit, fixed_crops, load_manifest, load_test_split, load_train_split
+from stages.shared.dataset import TrainSplit, chunks_of_crops, load_manifest, load_test_split, load_train_split
 from stages.shared.files import write_json
 from stages.shared.inference import predict_logits
 from stages.shared.metrics import wilson_interval
@@ -26,8 +26,6 @@ from stages.shared.model import build_model, head_parameters, load_source
 from stages.shared.params import class_rows, load_params
 from stages.shared.reproducibility import choose_device, describe_machine
 from stages.shared.transforms import Transform
-
-IMAGES_AT_A_TIME = 1024  # test crops in memory
 
 
 def main() -> None:
@@ -77,9 +75,8 @@ def validate(
     model: nn.Module, split: TrainSplit, transform: Transform, sources: Sequence[np.ndarray], device: torch.device
 ) -> dict[str, float]:
     """validation_accuracy with its interval and validation_loss: nothing was trained, so every training image is held out."""
-    parts = np.array_split(np.arange(len(split)), -(-len(split) // IMAGES_AT_A_TIME))
-    crops = (fixed_crops(split, rows, transform) for rows in parts)
-    logits = np.concatenate([predict_logits(model, part, transform, device=device) for part in crops])
+    chunks = chunks_of_crops(split, range(len(split)), transform)
+    logits = np.concatenate([predict_logits(model, crops, transform, device=device) for crops in chunks])
     scores = measure(logits, np.asarray(split.labels), sources)
     keys = ("accuracy", "accuracy_low", "accuracy_high", "loss")
     return {f"validation_{key}": scores[f"test_{key}"] for key in keys}

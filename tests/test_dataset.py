@@ -13,6 +13,7 @@ from stages.shared.dataset import (
     TestFile,
     TestSplit,
     TrainSplit,
+    chunks_of_crops,
     fixed_crops,
     load_manifest,
     load_test_files,
@@ -197,3 +198,12 @@ def test_training_images_are_cropped_without_the_canvas_around_them():
     assert crops.shape == (2, 32, 32, 3)
     assert (crops[0] == 100).all()
     assert (crops[1] == 200).all()
+
+
+@pytest.mark.parametrize("rows", [range(5), np.array([4, 0, 2]), []])
+def test_chunks_of_crops_are_the_crops_a_few_at_a_time(rows):
+    pixels, sizes = pack_canvas([np.full((40 + row, 60, 3), row, np.uint8) for row in range(5)], 64)
+    train, transform = TrainSplit(pixels, sizes, np.zeros(5, np.int64)), Transform(36, 32, (0.5,) * 3, (0.5,) * 3)
+    chunks = list(chunks_of_crops(train, rows, transform, 2))
+    assert all(len(chunk) == 2 for chunk in chunks[:-1])
+    assert [int(crop[0, 0, 0]) for chunk in chunks for crop in chunk] == list(rows)

@@ -27,10 +27,18 @@ from stages.export.graph import check_and_save
 from stages.export.heatmap import heatmap_graph
 from stages.export.provenance import digests, git_revision, read_source, versions
 from stages.export.triton import write_repository
-from stages.export.variants import Demands, Judged, in_batches, run_core, ship_variants, split_evenly
+from stages.export.variants import BATCH, Demands, Judged, run_core, ship_variants, split_evenly
 from stages.shared import artifacts, cli
 from stages.shared.checkpoint import Facts, digest, load_checkpoint
-from stages.shared.dataset import Manifest, TrainSplit, fixed_crops, load_manifest, load_test_pixels, load_train_split
+from stages.shared.dataset import (
+    Manifest,
+    TrainSplit,
+    chunks_of_crops,
+    fixed_crops,
+    load_manifest,
+    load_test_pixels,
+    load_train_split,
+)
 from stages.shared.files import write_json
 from stages.shared.held_out import Validation, load_folds, load_validation
 from stages.shared.inference import predict_logits
@@ -101,8 +109,8 @@ def learn_familiarity(
     core: ModelProto, train: TrainSplit, folds: np.ndarray, transform: Transform
 ) -> tuple[ModelProto, int]:
     """The graph that scores features, and the number of held-out training images that its scale is made of."""
-    rows = in_batches(np.arange(len(train)))  # normalised images are large
-    batches = (network_input(fixed_crops(train, some, transform), transform) for some in rows)
+    chunks = chunks_of_crops(train, range(len(train)), transform, BATCH)
+    batches = (network_input(crops, transform) for crops in chunks)
     features, contrasts = run_core(core, batches, FEATURES, CONTRASTS)
     familiarity = fit_familiarity(features, contrasts, train.labels, folds)
     return familiarity_graph(familiarity, core.opset_import[0].version), len(familiarity.held_out)

@@ -8,7 +8,7 @@ artifacts/inspect/fragment.html   the same with pictures, for the report
 artifacts/inspect/folds.npz       each training image's fold (stages/shared/held_out.py)
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from stages.shared import artifacts
 from stages.shared.cli import run
 from stages.shared.dataset import (
     TrainSplit,
+    chunks_of_crops,
     fixed_crops,
     load_manifest,
     load_test_files,
@@ -38,7 +39,7 @@ from stages.shared.held_out import LEFT_OUT, save_folds
 from stages.shared.params import load_params
 from stages.shared.transforms import Transform
 
-CHUNK = 512  # images whose crops lie in memory at a time
+CHUNK = 512  # images whose crops lie in memory at a time, as floats too
 
 
 def main(*words: str) -> None:
@@ -84,11 +85,10 @@ def read_words(words: Sequence[str]) -> Path | None:
 def read_images(train: TrainSplit, test: Crops, transform: Transform) -> tuple[np.ndarray, Looks]:
     """The structure (N, side, side) of all images, the test split's last, and the looks of the training images."""
     structure, looks = [], []
-    for rows in chunks(len(train)):
-        crops = fixed_crops(train, rows, transform)
+    for crops in chunks_of_crops(train, range(len(train)), transform, CHUNK):
         structure.append(structure_of(crops))
         looks.append(looks_of(crops))
-    structure += [structure_of(test[rows]) for rows in chunks(len(test))]
+    structure += [structure_of(test[start : start + CHUNK]) for start in range(0, len(test), CHUNK)]
     return np.concatenate(structure), Looks(*(np.concatenate(parts) for parts in zip(*looks, strict=True)))
 
 
@@ -139,11 +139,6 @@ def describe(
         "label_issues": [describe_issue(issue, paths, class_names) for issue in issues],
         "odd": [{"file": paths[row], "reasons": list(reasons)} for row, reasons in odd.items()],
     }
-
-
-def chunks(num_images: int) -> Iterator[range]:
-    """The rows of all images, CHUNK of them at a time."""
-    return (range(start, min(start + CHUNK, num_images)) for start in range(0, num_images, CHUNK))
 
 
 def describe_leak(pair: Pair, paths: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ preprocess/
   manifest.json     class names, sizes, and the training rows' source files, labels and digests, in row order
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from stages.shared.encoded import Crops, EncodedCrops, EncodedImages, Pixels
 from stages.shared.files import read_json, write_json
 from stages.shared.transforms import Transform, resize_center_crop
 
+CHUNK = 1024  # images whose crops lie in memory at a time
 NOT_IN_TEST = -1  # among the labels before fixes: an image that the fix list moved into the test split
 
 
@@ -121,6 +122,14 @@ def fixed_crops(split: TrainSplit, rows: Iterable[int], transform: Transform) ->
         height, width = split.sizes[row]
         crop[:] = resize_center_crop(split.pixels[row][:height, :width], transform.resize, transform.crop)
     return crops
+
+
+def chunks_of_crops(
+    split: TrainSplit, rows: Sequence[int] | np.ndarray, transform: Transform, chunk: int = CHUNK
+) -> Iterator[np.ndarray]:
+    """`fixed_crops` of these training images, of at most `chunk` at a time."""
+    for start in range(0, len(rows), chunk):
+        yield fixed_crops(split, rows[start : start + chunk], transform)
 
 
 def load_train_split(folder: Path, memory: int = 0) -> TrainSplit:

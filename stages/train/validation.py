@@ -9,13 +9,11 @@ from scipy import stats
 from torch import nn
 
 from stages.shared.calibration import balanced_weights, fit_temperature
-from stages.shared.dataset import TrainSplit, fixed_crops
+from stages.shared.dataset import TrainSplit, chunks_of_crops
 from stages.shared.held_out import LEFT_OUT, Validation
 from stages.shared.inference import predict_logits
 from stages.shared.metrics import wilson_interval
 from stages.shared.transforms import Transform
-
-CHUNK = 1024  # images whose crops lie in memory at a time
 
 
 def held_out_folds(folds: np.ndarray, how: str) -> list[int]:
@@ -65,9 +63,8 @@ def predict_rows(
     model: nn.Module, split: TrainSplit, rows: np.ndarray, transform: Transform, device: torch.device
 ) -> np.ndarray:
     """float32 logits (n, classes) of the training images `rows` (n,) under the test transform."""
-    chunks = torch.from_numpy(rows).split(CHUNK)
-    crops = (fixed_crops(split, chunk.tolist(), transform) for chunk in chunks)
-    return np.concatenate([predict_logits(model, pixels, transform, device=device) for pixels in crops])
+    chunks = chunks_of_crops(split, rows, transform)
+    return np.concatenate([predict_logits(model, crops, transform, device=device) for crops in chunks])
 
 
 def measure(validation: Validation) -> dict[str, Any]:
