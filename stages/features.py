@@ -4,11 +4,13 @@ artifacts/features/train.safetensors   crop, mirror   float32 (n, d): each train
                                        corners        float32 (4, n, d): three quarters of its height and width, from each corner,
                                                       two of them mirrored; only of at most FEW images
 artifacts/features/test.safetensors    crop           float32 (m, d): no label comes with it
+artifacts/features/train-SIZE.safetensors  crop, mirror  as in train.safetensors, at inspect.size pixels where that is another size
 
 Features are what the network's last layer, its head, is given. They are computed once for all who judge images by them.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,10 +35,10 @@ CORNERS = ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False))  # bottom? 
 
 def main() -> None:
     params, transform = load_params(), load_manifest(artifacts.MANIFEST).transform
-    device = choose_device(params.runtime.device)
-    source = artifacts.source_weights(params.model.weights)
-    model, head = load_network(params.model.architecture, source, transform.crop)
-    print(f"features: {params.model.architecture} on {describe_machine(device)['device']}", flush=True)
+    device, size = choose_device(params.runtime.device), params.inspect.size
+    architecture, source = params.model.architecture, artifacts.source_weights(params.model.weights)
+    model, head = load_network(architecture, source, transform.crop)
+    print(f"features: {architecture} on {describe_machine(device)['device']}", flush=True)
     train, test = load_train_split(artifacts.TRAIN_SPLIT), load_test_pixels(artifacts.TEST_SPLIT)
 
     extract = partial(extract_features, model, head, transform=transform, device=device)
@@ -49,6 +51,22 @@ def main() -> None:
     save_features(artifacts.FEATURES / "train.safetensors", found)
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
+    if size not in (None, transform.crop):
+        found = features_at(size, train, architecture, source, transform, device)
+        save_features(artifacts.inspected_features(size, transform.crop), found)
+
+
+def features_at(
+    size: int, train: TrainSplit, architecture: str, source: Path, transform: Transform, device: torch.device
+) -> dict[str, np.ndarray]:
+    """`crop` and `mirror`, float32 (n, d), of what `transform` cuts from the training images, `size` pixels wide and high."""
+    transform = replace(transform, resize=round(size * transform.resize / transform.crop), crop=size)
+    model, head = load_network(architecture, source, size)
+    crop, mirror = extract_features(
+        model, head, chunks_of_crops(train, range(len(train)), transform, CHUNK), len(train),
+        transform=transform, device=device, mirrored=(False, True), name=f"train at {size} px",
+    )  # fmt: skip
+    return {"crop": crop, "mirror": mirror}
 
 
 def corner_chunks(split: TrainSplit, transform: Transform) -> Iterator[Iterator[np.ndarray]]:

@@ -9,6 +9,7 @@ from PIL import Image
 from benchmarks.planted_faults.__main__ import rates
 from benchmarks.planted_faults.measure import found_labels, found_leaks, found_odd
 from benchmarks.planted_faults.plant import CHANGES, SPOILT, Planted, plant
+from benchmarks.planted_faults.worth import Photos, measure, regained, scores, summarize
 
 
 @pytest.fixture
@@ -83,3 +84,27 @@ def test_what_was_regained_of_a_cost_within_chance_is_not_said():
     ]
     found = rates(noisy)
     assert (found["cost"], found["cost_standard_error"], found["regained"]) == (0.04, 0.06, None)
+
+
+def test_a_list_put_right_by_a_person_gives_back_what_flipped_labels_cost():
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % 2
+    shown = (generator.normal(size=(300, 20)) + 2 * labels[:, None] * (np.arange(20) < 5)).astype(np.float32)
+    train, digests = shown[:200], [f"{row:03}" for row in range(200)]
+    photos = Photos([train, train], train, train, labels[:200], digests, shown[200:], labels[200:])
+    run = measure(photos, 0.1, seed=0)
+    assert run["flips"] == 20
+    assert 10 <= run["flips_found"] <= run["flags"] <= 30
+    assert scores(photos, photos.labels)[1] < run["faulty"][1]
+    assert run["reviewed"][1] < run["faulty"][1]
+
+
+def test_an_interval_is_of_the_paired_differences():
+    arms = {"clean": (0.9, 0.3), "fixed": (0.8, 0.5), "reviewed": (0.9, 0.3), "again": (0.9, 0.3)}
+    counts = {"flips": 4, "flags": 4, "flips_found": 2}
+    runs = [{**counts, **arms, "faulty": (faulty, 0.5)} for faulty in (0.8, 0.79, 0.81)]
+    accuracy = summarize(runs)["accuracy"]
+    assert accuracy["cost"] == [0.1, 0.0058]
+    assert accuracy["regained_fixed"][0] == 0.0
+    assert accuracy["regained_reviewed"] == [1.0, 1.0, 1.0]
+    assert regained(np.array([0.1, -0.1]), np.array([0.1, -0.09])) is None

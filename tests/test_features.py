@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
@@ -99,6 +100,20 @@ def test_of_many_images_no_corners_are_computed(source, monkeypatch):
     monkeypatch.setattr(features, "FEW", NUM_TRAIN - 1)
     features.main()
     assert load_file(artifacts.FEATURES / "train.safetensors").keys() == {"crop", "mirror"}
+
+
+def test_labels_are_judged_at_a_size_of_their_own_by_the_same_part_of_each_image(source):
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    params["inspect"]["size"] = 96
+    YAML().dump(params, Path("params.yaml"))
+    features.main()
+    split = load_train_split(artifacts.TRAIN_SPLIT)
+    crops = np.stack(
+        [resize_center_crop(image[:h, :w], 108, 96) for image, (h, w) in zip(split.pixels, split.sizes, strict=True)]
+    )
+    judged = load_file(artifacts.inspected_features(96, TRANSFORM.crop))
+    assert judged["crop"].shape == judged["mirror"].shape
+    np.testing.assert_allclose(judged["crop"], before_the_head(source, crops), rtol=1e-3, atol=1e-4)
 
 
 def test_a_network_that_makes_no_number_of_an_image_is_refused(source, monkeypatch):

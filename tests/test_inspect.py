@@ -288,6 +288,18 @@ def test_a_leak_is_reported_in_a_pair_and_taken_out_of_training_unless_told_othe
     assert all(set(issue) == {"file", "given", "proposed", "confidence"} for issue in report["label_issues"])
 
 
+def test_labels_are_judged_by_the_features_of_inspect_size(project):
+    write_params(Path(), {"inspect.size": 80})
+    shown = np.arange(40) % 2
+    shown[12] = 1  # labelled 0
+    telling = np.random.default_rng(0).normal(np.eye(2)[shown], 0.1).astype(np.float32)
+    save_file({"crop": telling, "mirror": telling}, artifacts.FEATURES / "train-80.safetensors")
+    inspect.main()
+    report = read_json(artifacts.INSPECTION / "report.json")
+    assert [issue["file"] for issue in report["label_issues"]] == ["train/12.png"]
+    assert [leak["train"] for leak in report["leaks"]] == ["train/7.png"]  # found by the others, as before
+
+
 def test_two_runs_write_the_same_bytes(project):
     outputs = []
     for _ in range(2):

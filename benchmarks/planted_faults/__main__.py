@@ -51,7 +51,8 @@ def main() -> None:
                     file.write(json.dumps(run) + "\n")
                 print(json.dumps(run), flush=True)
     if options.write:
-        write_json(RESULT, summarize(read_lines(lines)))
+        earlier = read_json(RESULT) if RESULT.exists() else {}  # `worth` has rows of its own there
+        write_json(RESULT, earlier | summarize(read_lines(lines)))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -44,7 +44,7 @@ CHUNK = 512  # images whose crops lie in memory at a time, as floats too
 
 def main(*words: str) -> None:
     proposals = read_words(words)
-    drop_leaks = load_params().inspect.leaks == "drop"
+    params = load_params().inspect
     manifest, train = load_manifest(artifacts.MANIFEST), load_train_split(artifacts.TRAIN_SPLIT)
     test, test_files = load_test_pixels(artifacts.TEST_SPLIT), load_test_files(artifacts.TEST_SPLIT)
     features = load_file(artifacts.FEATURES / "train.safetensors")
@@ -54,9 +54,10 @@ def main(*words: str) -> None:
 
     structure, looks = read_images(train, test, manifest.transform)
     pairs = find_pairs(structure, all_features, features["mirror"])
-    folds = choose_folds(pairs, labels, list(digests.values()), manifest.class_names, drop_leaks)
+    folds = choose_folds(pairs, labels, list(digests.values()), manifest.class_names, params.leaks == "drop")
+    judged = load_file(artifacts.inspected_features(params.size, manifest.transform.crop))
     probabilities = out_of_fold_probabilities(
-        features["crop"], features["mirror"], labels, folds, len(manifest.class_names)
+        judged["crop"], judged["mirror"], labels, folds, len(manifest.class_names)
     )
     issues = find_wrong_labels(probabilities, labels, np.flatnonzero(folds != LEFT_OUT))
     odd = find_odd(looks, train.sizes, features["crop"], labels, manifest.transform.crop)

@@ -55,6 +55,11 @@ def source_weights(weights: str) -> Path:
     return (PRETRAIN if weights == "synthetic" else SOURCE_MODEL) / "weights.safetensors"
 
 
+def inspected_features(size: int | None, crop: int) -> Path:
+    """The training images' features by which their labels are judged: at `size` (inspect.size) pixels, null for those of `crop`."""
+    return FEATURES / ("train.safetensors" if size in (None, crop) else f"train-{size}.safetensors")
+
+
 def train_dir(recipe: str) -> Path:
     """checkpoint.safetensors, history.csv, metrics.json, validation.npz"""
     return ROOT / "train" / recipe
