@@ -114,6 +114,16 @@ def test_require_gpu_leaves_other_rows_alone() -> None:
     assert check_parity.require_gpu(row) == row
 
 
+def test_what_was_not_run_is_one_line_with_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    claim = Claim("ONNX Runtime CPU", "fp32", "core.onnx", "agrees with float64")
+    lacking = [Row(claim, verdict) for verdict in (NO_DEVICE, NO_DEVICE, "not run: not shipped")]
+    check_parity.report([Row(claim, PASSED), *lacking])
+    assert capsys.readouterr().out.splitlines() == [
+        "passed  ONNX Runtime CPU, fp32, core.onnx: agrees with float64",
+        "not run: 3 of 4 rows: no CUDA device (2); not shipped (1)",
+    ]
+
+
 def test_unknown_option_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown option --gpu; known are --require-gpu"):
         check_parity.main("--gpu")

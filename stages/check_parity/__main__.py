@@ -4,6 +4,7 @@ Writes artifacts/parity.json and parity.md, then fails when any row does. `--req
 device into failures; `--compile` times torch.compile on the CPU too; `--reference-evaluator` runs onnx's own evaluator.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from stages.check_parity.familiarity import familiarity_rows
 from stages.check_parity.files import check_files
 from stages.check_parity.images import image_rows
-from stages.check_parity.judge import FAILED, NO_DEVICE, Row, write_table
+from stages.check_parity.judge import FAILED, NO_DEVICE, PASSED, Row, write_table
 from stages.check_parity.latency import latency_rows
 from stages.check_parity.logits import cpu_rows, cuda_rows, torch_rows
 from stages.check_parity.other_runtimes import other_runtime_rows
@@ -65,9 +66,14 @@ def require_gpu(row: Row) -> Row:
 
 
 def report(rows: list[Row]) -> None:
-    """Print every row; raise ValueError naming those that failed."""
+    """Print each row that ran, and in one line why the others did not; raise ValueError naming those that failed."""
+    not_run = Counter(row.verdict.partition("not run: ")[2] for row in rows if row.verdict not in (PASSED, FAILED))
     for row in rows:
-        print(f"{row.verdict:<24.24} {row.claim.name}", flush=True)
+        if row.verdict in (PASSED, FAILED):
+            print(f"{row.verdict}  {row.claim.name}", flush=True)
+    if not_run:
+        reasons = "; ".join(f"{reason} ({number})" for reason, number in not_run.most_common())
+        print(f"not run: {not_run.total()} of {len(rows)} rows: {reasons}", flush=True)
     failed = [f"  {row.claim.name}: {row.reason}" for row in rows if row.verdict == FAILED]
     if failed:
         listing = "\n".join(failed)
