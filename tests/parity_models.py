@@ -65,6 +65,8 @@ def subjects(num: int = 40, **changes: Any) -> Subjects:
         "paths": [Path(f"{index}.png") for index in range(num)],
         "float64": float64,
         "float32": float64.astype(np.float32),
+        "features": images.mean((2, 3)),
+        "contrasts": images.std((2, 3)),
     }
     return Subjects(**{**values, **changes})
 

@@ -29,6 +29,8 @@ class Subjects:
     paths: list[Path]  # the test split's source files, in the crops' order
     float64: np.ndarray  # (images, classes) logits
     float32: np.ndarray  # (images, classes) logits, torch on the CPU, at export
+    features: np.ndarray  # (images, d) float64, before the last layer
+    contrasts: np.ndarray  # (images, e) float64
 
     def batches(self, size: int, most: int | None = None) -> Iterator[np.ndarray]:
         """The crops (the first `most` of them) as the network takes them: float32 (size, 3, crop, crop), the last one smaller."""
@@ -52,8 +54,7 @@ def load_subjects(recipe: str, images_dir: Path) -> Subjects:
         not_shipped={row["file"]: row["reason"] for row in sidecar["variants"] if not row["shipped"]},
         crops=crops,
         paths=[find_file(images_dir, file.path) for file in load_test_files(artifacts.TEST_SPLIT)],
-        float64=reference.float64,
-        float32=reference.float32,
+        **vars(reference),
     )
 
 

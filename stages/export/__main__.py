@@ -4,7 +4,7 @@ artifacts/model.onnx            uint8 images of any size -> probabilities and fa
 artifacts/export/model.crops.onnx  the same for callers who resize and crop by themselves
 artifacts/export/core.onnx      normalised images -> logits and what familiarity needs, the subject of parity
 artifacts/export/*.fp16, *.int8 the same in less precision, where it is accurate and fast enough
-artifacts/export/reference.safetensors   float64 logits of the test split, bound to the weights
+artifacts/export/reference.safetensors   what the network makes of the test split in float64, bound to the weights
 artifacts/export/triton/        a model repository for an inference server
 artifacts/export/export.json    what all this was made from
 
@@ -43,7 +43,7 @@ from stages.shared.files import write_json
 from stages.shared.held_out import Validation, load_folds, load_validation
 from stages.shared.inference import predict_logits
 from stages.shared.params import Decision, Params, class_shares, load_params
-from stages.shared.reference import Reference, save_reference
+from stages.shared.reference import compute_reference, save_reference
 from stages.shared.reproducibility import describe_machine
 from stages.shared.shipped_files import CONTRASTS, CORE, FEATURES, FILES, MODEL, ON_CROPS, UNIT_FEATURES
 from stages.shared.transforms import Transform, network_input
@@ -76,10 +76,7 @@ def main() -> None:
     print(f"{artifacts.MODEL}: {artifacts.MODEL.stat().st_size / 1e6:.1f} MB, opset {params.export.opset}", flush=True)
 
     test_pixels = load_test_pixels(artifacts.TEST_SPLIT)
-    reference = Reference(
-        float64=predict_logits(model, test_pixels, facts.transform, device=CPU, precision=torch.float64, batch_size=32),
-        float32=predict_logits(model, test_pixels, facts.transform, device=CPU, batch_size=32),
-    )
+    reference = compute_reference(model, test_pixels, facts.transform)
     save_reference(artifacts.EXPORT / "reference.safetensors", reference, test_pixels, metadata["weights_digest"])
 
     to_calibrate, to_judge = split_evenly(len(train), NUM_CALIBRATION, NUM_JUDGED)
