@@ -57,7 +57,7 @@ def _best_place(
     side = whole.shape[1]
     middle = _middle(side)
     waves = torch.fft.rfft2(whole)
-    sums, squares = (F.avg_pool2d(values[:, None], middle, stride=1)[:, 0] for values in (whole, whole.square()))
+    sums, squares = (_window_means(values, middle) for values in (whole, whole.square()))
     energy = (squares - sums.square()).clamp(min=0) * middle**2  # (p, shifts, shifts)
     shifts = side - middle + 1
     best, places = torch.zeros(len(whole)), torch.ones(len(whole), 4)
@@ -78,6 +78,11 @@ def _best_place(
             places = torch.where((highest > best)[:, None], place, places)
             best = torch.maximum(best, highest)
     return best, places
+
+
+def _window_means(images: torch.Tensor, side: int) -> torch.Tensor:
+    """The mean of every window of `side` pixels, (p, shifts, shifts): down first, then across, which is side / 2 times as fast."""
+    return F.avg_pool2d(F.avg_pool2d(images[:, None], (side, 1), stride=1), (1, side), stride=1)[:, 0]
 
 
 def _overlap(whole: torch.Tensor, other: torch.Tensor, place: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

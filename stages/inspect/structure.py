@@ -26,7 +26,8 @@ def structure_of(crops: np.ndarray) -> np.ndarray:
 
 
 def _blurred(images: torch.Tensor, width: int = 13) -> torch.Tensor:
-    return F.avg_pool2d(images, width, stride=1, padding=width // 2, count_include_pad=False)
+    down = F.avg_pool2d(images, (width, 1), stride=1, padding=(width // 2, 0), count_include_pad=False)
+    return F.avg_pool2d(down, (1, width), stride=1, padding=(0, width // 2), count_include_pad=False)
 
 
 def hashes_of(structure: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
