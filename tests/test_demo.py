@@ -42,9 +42,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def fake_repro(*command: str) -> None:
+def fake_repro() -> None:
     """In place of the pipeline: the table that it leaves."""
-    assert command == (sys.executable, "-m", "dvc", "repro")
     (demo.DEMO / "artifacts").mkdir(exist_ok=True)
     (demo.DEMO / "artifacts" / "comparison.md").write_text("| recipe | 0.780 |")
 
@@ -52,7 +51,7 @@ def fake_repro(*command: str) -> None:
 def test_the_copy_has_what_git_knows_and_edits_included(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "run", fake_repro)
+    monkeypatch.setattr(demo, "repro", fake_repro)
     demo.main()
     copied = {path.relative_to(demo.DEMO).as_posix() for path in demo.DEMO.rglob("*") if path.is_file()}
     copied = {name for name in copied if not name.startswith((".git/", "artifacts/"))}
@@ -66,14 +65,14 @@ def test_the_copy_has_what_git_knows_and_edits_included(
 
 def test_the_checkout_stays_as_it_was(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = git(checkout, "status", "--porcelain")
-    monkeypatch.setattr(demo, "run", fake_repro)
+    monkeypatch.setattr(demo, "repro", fake_repro)
     demo.main()
     assert (checkout / "params.yaml").read_text() == PARAMS
     assert git(checkout, "status", "--porcelain") == before
 
 
 def test_the_demos_params_are_set_and_comments_kept(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "run", fake_repro)
+    monkeypatch.setattr(demo, "repro", fake_repro)
     demo.main()
     text = (demo.DEMO / "params.yaml").read_text()
     assert YAML(typ="safe").load(text) == {
@@ -85,7 +84,7 @@ def test_the_demos_params_are_set_and_comments_kept(checkout: Path, monkeypatch:
 
 
 def test_a_second_demo_updates_the_copy_and_commits_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "run", fake_repro)
+    monkeypatch.setattr(demo, "repro", fake_repro)
     demo.main()
     (checkout / "stages" / "a.py").write_text("edited again")
     (checkout / "new.py").unlink()
@@ -98,29 +97,54 @@ def test_a_second_demo_updates_the_copy_and_commits_again(checkout: Path, monkey
 
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No server to import libraries: the commands of these tests need none."""
+    """No server to import libraries: the commands of these tests need none. A first demo has been copied."""
 
     @contextmanager
     def python(light: list[str]) -> Iterator[Path]:
         yield tmp_path
 
     monkeypatch.setattr(warm, "python", python)
-
-
-@pytest.mark.usefixtures("cold")
-def test_a_stage_that_fails_ends_the_demo_with_its_code(checkout: Path) -> None:
     demo.DEMO.mkdir()
+    (demo.DEMO / "params.yaml").write_text("train: {finetune: {}, scratch: {}}")
+
+
+@pytest.mark.usefixtures("checkout", "cold")
+def test_the_trainings_run_side_by_side_between_what_they_need_and_what_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stage here leaves its name; each training waits until both have begun."""
+    monkeypatch.setattr(demo, "num_cores", lambda: 6)
+    script = (
+        "import os, pathlib, sys, time\nname = sys.argv[-1]\nfound = sorted(map(str, pathlib.Path().glob('*.began')))\n"
+        "pathlib.Path(f'{name}.began').write_text(f'{found} {os.environ.get(\"OMP_NUM_THREADS\")}')\n"
+        "while name.startswith('train@') and len(list(pathlib.Path().glob('train@*.began'))) < 2: time.sleep(0.01)\n"
+    )
+    monkeypatch.setattr(demo, "dvc_command", lambda *words: [sys.executable, "-c", script, *words])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    demo.repro()
+    began = {path.name.removesuffix(".began"): path.read_text() for path in demo.DEMO.glob("*.began")}
+    assert set(began) == {"inspect", "train@finetune", "train@scratch", "repro"}
+    assert began["inspect"] == "[] None"
+    assert all("inspect.began" in began[f"train@{recipe}"] for recipe in ("finetune", "scratch"))
+    assert all(began[f"train@{recipe}"].endswith(" 3") for recipe in ("finetune", "scratch"))
+    assert began["repro"] == "['inspect.began', 'train@finetune.began', 'train@scratch.began'] None"
+
+
+@pytest.mark.usefixtures("checkout", "cold")
+def test_a_stage_that_fails_ends_the_demo_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = "import sys; raise SystemExit(7 if sys.argv[-1] == 'train@scratch' else 0)"
+    monkeypatch.setattr(demo, "dvc_command", lambda *words: [sys.executable, "-c", fails, *words])
     with pytest.raises(SystemExit) as end:
-        demo.run(sys.executable, "-c", "raise SystemExit(7)")
+        demo.repro()
     assert end.value.code == 7
 
 
-@pytest.mark.usefixtures("cold")
-def test_the_stages_find_the_python_that_runs_the_demo(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    demo.DEMO.mkdir()
+@pytest.mark.usefixtures("checkout", "cold")
+def test_the_stages_find_the_python_that_runs_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     look = "import pathlib, shutil; pathlib.Path('found').write_text(shutil.which('python') or '')"
-    demo.run(sys.executable, "-c", look)
+    monkeypatch.setattr(demo, "dvc_command", lambda *_: [sys.executable, "-c", look])
+    demo.repro()
     found = (demo.DEMO / "found").read_text()
     assert Path(found).parent == Path(sys.executable).parent
 

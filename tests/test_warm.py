@@ -44,6 +44,17 @@ def test_a_module_runs_where_and_as_it_was_asked_for_with_the_libraries_loaded(p
     assert (told.returncode, told.stderr) == (1, "words of warning\nthe disk is full\n")
 
 
+def test_torch_takes_the_threads_that_are_asked_for(tmp_path: Path) -> None:
+    """The server's own number was read when torch was imported."""
+    (tmp_path / "torch.py").write_text("number = 2\ndef set_num_threads(asked): global number; number = asked\n")
+    (tmp_path / "stage.py").write_text("import torch\nprint(torch.number)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        with warm.python(["torch"]) as folder:
+            patch.setenv("OMP_NUM_THREADS", "3")
+            assert run(folder / "python", tmp_path, "-m", "stage").stdout == "3\n"
+
+
 def test_a_defect_has_its_traceback_and_a_killed_stage_its_signal(python: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
     done = run(python, tmp_path, "-m", "broken")
