@@ -13,7 +13,7 @@ import pytest
 
 from flows import dvc_stages
 from tests import sweep_project
-from tests.toy_project import dvc, fork_dvc, git, identify, processes_in, wait_until
+from tests.toy_project import commit_project, dvc, fork_dvc, git, identify, processes_in, wait_until
 
 ROOT = Path(__file__).parents[1]
 GRID = """\
@@ -110,6 +110,34 @@ def test_every_point_becomes_an_experiment_and_the_project_stays_as_it_is(new: P
     assert len(lines(notes(swept) / "prepared")) == 1  # what the points share ran once
     names = {path.name for path in (swept / "artifacts/sweeps/grid").iterdir()}
     assert names == {"table.json", "table.md", "table.csv", "figure.svg", "figure.png"}
+
+
+def test_a_report_that_is_up_to_date_shows_a_sweep_and_no_other_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweeps' folder is no dependency of the report: `dvc repro` alone would say that nothing changed."""
+    from prefect.logging import disable_run_logger
+
+    from flows.sweep.flow import show_in_report
+
+    report = tmp_path / "toy/artifacts/report.html"
+    script = "import os\nopen('artifacts/report.html', 'w').write(' '.join(os.listdir('artifacts/sweeps')))\n"
+    stage = "{cmd: python report.py, params: [number], outs: [artifacts/report.html]}"
+    files = {"dvc.yaml": f"stages:\n  report: {stage}\n", "report.py": script, "params.yaml": "number: 1\n"}
+    toy = commit_project(tmp_path / "toy", files)
+    fork_dvc(monkeypatch)
+    (toy / "artifacts/sweeps/first").mkdir(parents=True)
+    with disable_run_logger():
+        show_in_report(toy)
+        assert not report.exists()
+        dvc(toy, "repro", "--quiet")
+        (toy / "artifacts/sweeps/second").mkdir()
+        show_in_report(toy)
+        assert set(report.read_text().split()) == {"first", "second"}
+        (toy / "params.yaml").write_text("number: 2\n")
+        (toy / "artifacts/sweeps/third").mkdir()
+        show_in_report(toy)
+    assert "third" not in report.read_text()
 
 
 def test_validation_chooses_and_test_is_opened_for_the_winner_alone(swept: Path) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.states import Cancelled, Completed, Failed, State
 
@@ -49,6 +49,7 @@ def sweep(
             winner = _winner(chosen, contest)
             tests = run(tested(winner))
             folder = write_results(chosen, points, finals, winner, list(tests.metrics.values()), project)
+            show_in_report(project)
     except dvc_stages.Busy as error:
         return Cancelled(name="TurnedAway", message=str(error))
     failed = [*points.failed, *finals.failed, *tests.failed]
@@ -102,6 +103,16 @@ def write_results(
     picture.draw(chosen, points.experiments, points.metrics, table.winner_line(described["winner"]), folder)
     create_table_artifact(rows, key=f"sweep-{chosen.name.replace('_', '-')}", description=chosen.title)
     return folder
+
+
+def show_in_report(project: Path) -> None:
+    """Write the report anew, which shows every sweep, where it is there and up to date; otherwise its next run will."""
+    if not (project / "artifacts/report.html").exists() or not dvc_stages.is_unchanged(project, "report"):
+        return
+    try:
+        dvc_stages.run(project, "report", on_line=get_run_logger().info, force=True)
+    except dvc_stages.StageFailed as error:  # the sweep itself went well
+        get_run_logger().warning("the report does not show this sweep yet: %s", error)
 
 
 def _add_costs(rows: list[dict[str, Any]], planned: list[Experiment], project: Path) -> None:
