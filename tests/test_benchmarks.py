@@ -162,6 +162,7 @@ def test_the_books_step_sums_its_losses(work):
     assert count == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [peers.torchvision_references, timm_peer.timm_training])
 def test_the_peers_loops_train_on_every_image_and_change_the_weights(make, work):
     model = make_model(QUICK.crop)

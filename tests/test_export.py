@@ -163,6 +163,7 @@ def small_export() -> list[str]:
     return [hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() for model in models]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes() -> None:
     program = "from tests.test_export import small_export; print(*small_export())"
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

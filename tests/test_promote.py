@@ -252,7 +252,7 @@ def test_a_nightly_promotes_itself_and_tells_the_outcome(server: str, fresh: Pat
 
     receiver = type("Kept", (Receiver,), {"bodies": []})
     listening = http.server.HTTPServer(("127.0.0.1", 0), receiver)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{listening.server_port}/"
     data = {"title": "{{subject}}", "text": "{{body}}"}
     CustomWebhookNotificationBlock(name="ops", url=url, json_data=data).save("ops", overwrite=True)

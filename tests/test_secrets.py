@@ -79,7 +79,7 @@ def guarded_server(files: dict[str, bytes]) -> Iterator[str]:
     """Its host and port."""
     handler = type("Handler", (Guarded,), {"files": files})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()

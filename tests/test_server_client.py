@@ -107,7 +107,7 @@ class V2Server(ThreadingHTTPServer):
 def server(model_path: Path) -> Iterator[V2Server]:
     session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
     server = V2Server(("127.0.0.1", 0), partial(V2Handler, session))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

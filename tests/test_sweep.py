@@ -240,7 +240,8 @@ def test_a_second_sweep_of_the_same_name_is_turned_away(server: str, toy: Path) 
     assert state.name == "TurnedAway"
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow  # how a flow is stopped is tested on the pipeline, what a sweep skips by what is done already, above
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_sweep_leaves_no_process_and_goes_on_where_it_was(
     server: str, toy: Path, number: signal.Signals
 ) -> None:

@@ -76,7 +76,7 @@ def url_of() -> Iterator[Callable[[Path | list[Path]], str]]:
 
     def start(models: Path | list[Path]) -> str:
         server = serve.create_server(0, [models] if isinstance(models, Path) else models)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/"
 
