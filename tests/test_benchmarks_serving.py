@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from benchmarks.serving.load import Load, open_loop
+from benchmarks.serving.load import Load, follow, open_loop
 from benchmarks.serving.references import infer_request
 from consumers.server import protocol
 
@@ -36,7 +36,7 @@ async def load_of_a_server_that_answers(*answers: bytes) -> Load:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        return await open_loop(port, [b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"], 1000, 0.02)
+        return await open_loop(port, [b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"], 1000, 0.0205, even=True)
 
 
 def test_every_answer_is_counted_and_only_good_ones_are_timed() -> None:
@@ -46,3 +46,10 @@ def test_every_answer_is_counted_and_only_good_ones_are_timed() -> None:
     assert load.asked == 20
     assert load.statuses == Counter({"200": 10, "503": 5, "IncompleteReadError": 5})
     assert len(load.latencies) == 10
+
+
+def test_an_overload_stays_one_while_the_machine_gets_faster_slower_or_pauses() -> None:
+    assert follow(100, 1.2, answered=100) == 120  # it could take all, so more
+    assert follow(120, 1.2, answered=100) == 120
+    assert follow(120, 1.2, answered=80) == 96
+    assert follow(120, 1.2, answered=0) == 60

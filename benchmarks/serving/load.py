@@ -1,11 +1,14 @@
 """Generate load over HTTP: requests built beforehand, connections kept, answers told by status and time."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+
+PERIOD = 10  # seconds
 
 
 @dataclass
@@ -81,24 +84,40 @@ async def closed_loop(port: int, requests: list[bytes], num_clients: int, second
     return load
 
 
-async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, *, even: bool = False) -> Load:
-    """`rate` requests a second whether or not earlier ones were answered: at random times (Poisson), or evenly spaced."""
+def follow(rate: float, excess: float, answered: float) -> float:
+    """`excess` times as many a second as were answered; at least half of `rate`, for the whole machine may have paused."""
+    return max(rate / 2, excess * answered)
+
+
+async def open_loop(
+    port: int, requests: list[bytes], rate: float, seconds: float, *, even: bool = False, excess: float | None = None
+) -> Load:
+    """`rate` requests a second whether or not earlier ones were answered: at random times (Poisson), or evenly spaced.
+
+    With `excess` the rate follows the server, whose share of the machine may rise and fall: every PERIOD it becomes so many
+    times what was answered meanwhile.
+    """
     rng, load, started, used = np.random.default_rng(0), Load(), time.perf_counter(), time.process_time()
     free: list[Connection] = []
     running: set[asyncio.Task[None]] = set()
 
-    async def request(number: int) -> None:
+    async def ask(request: bytes) -> None:
         connection = free.pop() if free else Connection(port)
-        await timed(connection, requests[number % len(requests)], load)
+        await timed(connection, request, load)
         free.append(connection)
 
-    due = started
-    for number in range(int(rate * seconds)):
+    due, looked, answered = 0.0, 0.0, 0  # seconds since the start; requests
+    for request in itertools.cycle(requests):
         due += 1 / rate if even else rng.exponential(1 / rate)
-        await asyncio.sleep(max(0, due - time.perf_counter()))
-        task = asyncio.create_task(request(number))
+        if due >= seconds:
+            break
+        await asyncio.sleep(max(0, started + due - time.perf_counter()))
+        task = asyncio.create_task(ask(request))
         running.add(task)
         task.add_done_callback(running.discard)
+        if excess and due - looked >= PERIOD:
+            rate = follow(rate, excess, (load.statuses["200"] - answered) / (due - looked))
+            looked, answered = due, load.statuses["200"]
     await asyncio.gather(*running)
     for connection in free:
         connection.close()
