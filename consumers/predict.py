@@ -323,7 +323,8 @@ def read_model(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"{path}: no such model; name one with --model, or make it with `make demo`") from None
+        made = "`make repro` makes artifacts/model.onnx, `make demo` .demo/artifacts/model.onnx"
+        raise UsageError(f"{path}: no such model; name one with --model ({made})") from None
     except OSError as error:
         raise UsageError(f"{path}: the model cannot be read: {error.strerror}") from None
 

@@ -106,7 +106,7 @@ def summary(artifacts: Path) -> str:
     comparison = (artifacts / "comparison.md").read_text(encoding="utf-8")
     return (
         f"\n{comparison}\nreport: {where / 'report.html'}\nmodel:  {where / 'model.onnx'}\n"
-        f"try it: {python} consumers/predict.py --model {where / 'model.onnx'} IMAGE..."
+        f"try it: {python} consumers/predict.py --model {where / 'model.onnx'} IMAGE..., or make server MODEL={where / 'model.onnx'}"
     )
 
 
