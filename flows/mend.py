@@ -2,14 +2,16 @@
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, so that a kill in just that moment leaves them in pieces; killed just
 before it notes a run, it leaves an empty folder, which it takes for a run; killed in a container whose first process reaps
-no orphans, it stays a zombie, which the next DVC takes for one at work. Nothing is lost with any of them: the run-cache
-knows the outs of every run. A dvc.lock in pieces is kept in .cache/, and one that holds a merge conflict is a person's work
+no orphans, it stays a zombie, which the next DVC takes for one at work. And where DVC brings a killed stage's outs back from
+its cache, what the stage had begun to write stays beside them. Nothing is lost with any of them: the run-cache knows the outs
+of every run. A dvc.lock in pieces is kept in .cache/, and one that holds a merge conflict is a person's work
 and stays where it is.
 """
 
 import contextlib
 import json
 import re
+import shutil
 import time
 from datetime import UTC, datetime
 from itertools import chain
@@ -62,6 +64,11 @@ def _clear(repo: Repo, root: Path) -> list[str]:
     if rwlock.exists() and (fault := _fault(rwlock)):
         rwlock.unlink()
         cleared.append(f".dvc/tmp/rwlock ({fault})")
+    if not rwlock.exists() or not _holders(rwlock):  # no stage is running
+        for part in chain.from_iterable((root / "artifacts").glob(f"{depth}.*.part") for depth in ("", "*/", "*/*/")):
+            if time.time() - part.stat().st_mtime > FRESH:  # else a sweep's table is on its way
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+                cleared.append(f"{part.relative_to(root)} (half-written)")
     for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
         # Another clone that shares the cache may have made it just now, to fill it in the next moment.
         if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > FRESH:
@@ -83,13 +90,16 @@ def _is_lock(repo: Repo, path: Path) -> bool:
 def _fault(rwlock: Path) -> str | None:
     """What makes DVC stumble over its list of who reads and who writes which path; None where nothing does."""
     try:
-        held = json.loads(rwlock.read_text(encoding="utf-8"))
+        holders = _holders(rwlock)
     except ValueError:
         return "in pieces"
-    holders = [*held.get("write", {}).values(), *chain.from_iterable(held.get("read", {}).values())]
-    if holders and not any(_runs(int(holder["pid"])) for holder in holders):
-        return "held by processes that have ended"
-    return None
+    return "held by processes that have ended" if holders and not any(map(_runs, holders)) else None
+
+
+def _holders(rwlock: Path) -> list[int]:
+    """The PIDs in it. Raises ValueError where it is in pieces."""
+    held = json.loads(rwlock.read_text(encoding="utf-8"))
+    return [int(one["pid"]) for one in chain(held.get("write", {}).values(), *held.get("read", {}).values())]
 
 
 def _runs(pid: int) -> bool:

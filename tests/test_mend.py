@@ -106,6 +106,23 @@ def test_an_rwlock_held_by_a_zombie_is_removed_and_one_held_by_the_living_is_not
     zombie.wait()
 
 
+def test_what_a_killed_stage_had_begun_to_write_goes_unless_a_stage_is_running(toy: Path) -> None:
+    parts = [toy / "artifacts/.table.png.0123abcd.part", toy / "artifacts/train/tuned/.history.csv.0123abcd.part"]
+    folder = toy / "artifacts/preprocess/.train.part"
+    for part in [*parts, folder / "shard"]:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("half")
+    for part in [*parts, folder]:
+        os.utime(part, (0, 0))
+    (toy / "artifacts/.table.md.0123abcd.part").write_text("a sweep is about to rename it")
+    rwlock = toy / ".dvc/tmp/rwlock"
+    rwlock.write_text(json.dumps({"write": {str(toy / "artifacts"): {"pid": os.getpid(), "cmd": "dvc repro"}}}))
+    assert mend(toy) == []
+    rwlock.write_text("{}")
+    assert len(mend(toy)) == 3
+    assert [path.name for path in (toy / "artifacts").rglob("*.part")] == [".table.md.0123abcd.part"]
+
+
 def test_where_a_dvc_is_at_work_nothing_is_removed(toy: Path) -> None:
     (toy / "dvc.lock").write_text("schema: '2.0'\nstag")
     with Repo(str(toy)) as working, working.lock:

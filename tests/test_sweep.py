@@ -324,9 +324,8 @@ def test_two_workers_in_two_clones_share_a_sweep(server: str, toy: Path, tmp_pat
         assert state.is_completed(), state.message
     finally:
         for process in workers:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in workers:
-            process.wait(60)
+            os.killpg(process.pid, signal.SIGKILL)  # asked to stop, a worker of Prefect's may take minutes
+            process.wait()
     assert [row["validation_accuracy"] for row in rows(toy)] == pytest.approx([0.1, 0.2, 0.3])
     machines = {Path(line).relative_to(tmp_path).parts[0] for line in lines(notes(toy) / "started")}
     assert machines == {"one", "two"}
