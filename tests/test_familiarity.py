@@ -13,6 +13,7 @@ from stages.export.deploy import chain
 from stages.export.familiarity import Familiarity, familiarity_graph, fit_familiarity, rank
 from stages.export.heatmap import heatmap_graph
 from stages.shared.contrasts import WithContrasts
+from stages.shared.contrasts import contrasts as contrasts_of
 from stages.shared.model import build_model
 from stages.shared.shipped_files import CONTRASTS, FEATURES, HEATMAP, LOGITS, NORMALIZED
 
@@ -102,6 +103,18 @@ def test_contrasts_tell_smooth_pictures_from_rough_ones_and_are_of_the_early_map
     alike, unlike = (by_roughness[0] - by_roughness[1]).norm(), (by_roughness[0] - by_roughness[2]).norm()
     assert unlike > 2 * alike
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_maps_of_more_than_a_quarter_of_the_image_are_described_by_means_of_four_pixels() -> None:
+    torch.manual_seed(0)
+    network = build_model("resnet18", 2, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        largest = network.relu(network.bn1(network.conv1(images)))  # of 32 px
+        second = network.layer1(network.maxpool(largest))  # of 16
+        _, found = WithContrasts(network)(images)
+    torch.testing.assert_close(found[:, -64:], contrasts_of(torch.nn.functional.avg_pool2d(largest, 2)))
+    torch.testing.assert_close(found[:, -128:-64], contrasts_of(second))
 
 
 def pooled_network(pooling: str = "GlobalAveragePool") -> ModelProto:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 LATEST = 2  # resolutions from the end whose maps are left out: the last features speak for them
@@ -11,7 +12,7 @@ LATEST = 2  # resolutions from the end whose maps are left out: the last feature
 class WithContrasts(nn.Module):
     """A network that returns, beside its logits, the contrasts of the last square maps of each resolution but the LATEST.
 
-    (batch, 3, crop, crop) -> (batch, classes), (batch, channels of all those maps). A network without such maps, as one of linear
+    Maps of more than a quarter of the image's side are halved first. (batch, 3, crop, crop) -> (batch, classes), (batch, channels of all those maps). A network without such maps, as one of linear
     layers alone, has the contrasts of the image itself.
     """
 
@@ -34,7 +35,12 @@ class WithContrasts(nn.Module):
                 handle.remove()
         sides = sorted(last)
         maps = [last[side] for side in sides[LATEST:] or sides] or [images]
-        return logits, torch.cat([contrasts(values) for values in maps], dim=1)
+        return logits, torch.cat([contrasts(halved(values, images.shape[2] // 4)) for values in maps], dim=1)
+
+
+def halved(maps: torch.Tensor, most: int) -> torch.Tensor:
+    """Means of 2 x 2 of maps larger than `most` pixels a side: reading these whole takes more time than all else here."""
+    return F.avg_pool2d(maps, 2) if maps.shape[2] > most else maps
 
 
 def contrasts(maps: torch.Tensor) -> torch.Tensor:
