@@ -4,7 +4,7 @@ artifacts/features/train.safetensors   crop, mirror   float32 (n, d): each train
                                        corners        float32 (4, n, d): three quarters of its height and width, from each corner,
                                                       two of them mirrored; only of at most FEW images
 artifacts/features/test.safetensors    crop           float32 (m, d): no label comes with it
-artifacts/features/train-SIZE.safetensors  crop, mirror  as in train.safetensors, at inspect.size pixels where that is another size
+artifacts/features/train-SIZE.safetensors  crop, mirror  as in train.safetensors, at inspect.size pixels where those are more
 
 Features are what the network's last layer, its head, is given. They are computed once for all who judge images by them.
 """
@@ -51,7 +51,7 @@ def main() -> None:
     save_features(artifacts.FEATURES / "train.safetensors", found)
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
-    if size not in (None, transform.crop):
+    if size and size > transform.crop:
         found = features_at(size, train, architecture, source, transform, device)
         save_features(artifacts.inspected_features(size, transform.crop), found)
 

@@ -52,6 +52,7 @@ TINY: dict[str, Any] = {
 def write_params(folder: Path, overrides: dict[str, Any], *, whole: bool = False) -> None:
     """folder/params.yaml: the checkout's own, with dotted keys set; unless `whole`, without `tuned`, which takes the longest."""
     values = YAML(typ="safe").load(ROOT / "params.yaml")
+    values["inspect"]["size"] = None  # no second, larger look at every image
     for key, value in overrides.items():
         *sections, last = key.split(".")
         target = values

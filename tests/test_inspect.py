@@ -289,11 +289,11 @@ def test_a_leak_is_reported_in_a_pair_and_taken_out_of_training_unless_told_othe
 
 
 def test_labels_are_judged_by_the_features_of_inspect_size(project):
-    write_params(Path(), {"inspect.size": 80})
+    write_params(Path(), {"inspect.size": 120})
     shown = np.arange(40) % 2
     shown[12] = 1  # labelled 0
     telling = np.random.default_rng(0).normal(np.eye(2)[shown], 0.1).astype(np.float32)
-    save_file({"crop": telling, "mirror": telling}, artifacts.FEATURES / "train-80.safetensors")
+    save_file({"crop": telling, "mirror": telling}, artifacts.FEATURES / "train-120.safetensors")
     inspect.main()
     report = read_json(artifacts.INSPECTION / "report.json")
     assert [issue["file"] for issue in report["label_issues"]] == ["train/12.png"]

@@ -20,7 +20,7 @@ from synthetic_images import TARGET_CLASSES, draw_target
 DRAWN = {"dataset.source": "synthetic", "model.weights": "synthetic"}
 SMALL = {
     "dataset.synthetic.num_train": 48, "dataset.synthetic.num_test": 24, "dataset.synthetic.side": 48,
-    "pretrain.num_images": 40, "pretrain.epochs": 1, "preprocess.resize": 36, "preprocess.crop": 32,
+    "pretrain.num_images": 40, "pretrain.epochs": 1, "preprocess.resize": 36, "preprocess.crop": 32, "inspect.size": None,
     "parity.int8": 10.0,  # a network that has hardly been trained has logits of any size
 }  # fmt: skip
 # Of the checkout: the code, the data set's corrections, and predict.py, which check_parity runs.

@@ -1,6 +1,6 @@
 """Plant faults into photo sets, let the inspect stage look for them, and count what it finds and what that is worth.
 
-    python -m benchmarks.planted_faults --real DIR --work DIR [--tasks …] [--seeds 0 1 2] [--flipped 0.05] [--write]
+    python -m benchmarks.planted_faults --real DIR --work DIR [--tasks …] [--seeds 0 1 2] [--flipped 0.05] [--size 224] [--write]
 
 DIR has *.zip, tasks/*.zip and a backbone, as for benchmarks.quality. For each task and seed a copy of the set gets faults: 5 % of
 the training labels are flipped, a tenth of the test images lie in training too (resized, recompressed, cropped, mirrored or
@@ -31,8 +31,9 @@ from stages.shared import artifacts
 from stages.shared.files import read_json, write_json
 from stages.shared.reproducibility import describe_machine
 
+SIZE = 224  # pixels at which labels are judged
 RESULT = Path(__file__).parents[1] / "results" / "planted_faults.json"
-NO_SUMS = ("task", "seed", "flipped", "leaks_by_change")
+NO_SUMS = ("task", "seed", "flipped", "size", "leaks_by_change")
 TARGETS = {"recall": 0.8, "precision": 0.7, "leaks_found": 0.99, "clean_flagged": 0.005, "regained": 0.67}
 Run = dict[str, Any]
 
@@ -41,12 +42,12 @@ def main() -> None:
     options = parse_arguments()
     real, work = options.real.resolve(), options.work.resolve()
     lines = work / "planted.jsonl"
-    done = {(run["task"], run["seed"], run["flipped"]) for run in read_lines(lines)}
+    done = {(run["task"], run["seed"], run["flipped"], run["size"]) for run in read_lines(lines)}
     for seed in options.seeds:
         for task in options.tasks or task_names(real):
-            if (task, seed, options.flipped) not in done:
-                found = measure(task, seed, options.flipped, real, work)
-                run = {"task": task, "seed": seed, "flipped": options.flipped, **found}
+            if (task, seed, options.flipped, options.size) not in done:
+                found = measure(task, seed, options.flipped, options.size, real, work)
+                run = {"task": task, "seed": seed, "flipped": options.flipped, "size": options.size, **found}
                 with lines.open("a") as file:
                     file.write(json.dumps(run) + "\n")
                 print(json.dumps(run), flush=True)
@@ -62,16 +63,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="*", help="names of tasks; all where none is named")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--flipped", type=float, default=FLIPPED, help="share of the training labels")
+    parser.add_argument("--size", type=int, default=SIZE, help="as inspect.size, pixels")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/planted_faults.json")
     return parser.parse_args()
 
 
-def measure(task: str, seed: int, flipped: float, real: Path, work: Path) -> dict[str, Any]:
+def measure(task: str, seed: int, flipped: float, size: int, real: Path, work: Path) -> dict[str, Any]:
     """One planting: what was found of it, and the accuracy before and after."""
-    images, folder = unpack(task, real, work / task), work / f"{task}-{seed}-{flipped}"
+    images, folder = unpack(task, real, work / task), work / f"{task}-{seed}-{flipped}-{size}"
     planted = plant(images, folder / "planted", seed, flipped)
     with working_in(folder):
-        seconds = inspect_images(task, real)
+        seconds = inspect_images(task, real, size)
         report = read_json(artifacts.INSPECTION / "report.json")
         return {
             **found_labels(report, planted),
@@ -92,11 +94,12 @@ def unpack(task: str, real: Path, folder: Path) -> Path:
         return images
 
 
-def inspect_images(task: str, real: Path) -> float:
+def inspect_images(task: str, real: Path, size: int) -> float:
     """Run the stages up to inspect on the planted set in the working folder; the seconds that inspect took."""
     write_params(task, real)
     values = YAML(typ="safe").load(Path("params.yaml"))
     values["dataset"]["source"] = str(Path("planted").resolve())
+    values["inspect"]["size"] = size
     YAML().dump(values, Path("params.yaml"))
     download.main("dataset")
     download.main("model")
@@ -114,9 +117,13 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe_machine(torch.device("cpu"))["device"],
         "versions": {name: version(name) for name in ("torch", "scikit-learn", "cleanlab", "numpy")},
-        "network": f"{ARCHITECTURE} at {CROP} px",
+        "network": f"{ARCHITECTURE} at {CROP} px; labels judged at each run's `size`",
         "targets": TARGETS,
-        "flipped": {str(share): by_task(of_share) for share, of_share in grouped(runs, "flipped").items()},
+        "flipped": {
+            f"{share}, {size} px": by_task(runs_of)
+            for share, of_share in grouped(runs, "flipped").items()
+            for size, runs_of in grouped(of_share, "size").items()
+        },
         "runs": list(runs),
     }
 

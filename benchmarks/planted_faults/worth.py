@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from benchmarks.planted_faults.__main__ import RESULT
+from benchmarks.planted_faults.__main__ import RESULT, SIZE
 from benchmarks.planted_faults.plant import FLIPPED
 from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task, feature_files, prepare, task_names, working_in
 from stages.features import features_at, save_features
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", help="names of tasks; all where none is named")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--flipped", nargs="*", type=float, default=[FLIPPED], help="shares of the training labels")
-    parser.add_argument("--size", type=int, default=CROP, help="as inspect.size, pixels")
+    parser.add_argument("--size", type=int, default=SIZE, help="as inspect.size, pixels")
     parser.add_argument("--write", action="store_true", help="add the rows to benchmarks/results/planted_faults.json")
     options = parser.parse_args()
     real, work = options.real.resolve(), options.work.resolve()

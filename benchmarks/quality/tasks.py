@@ -89,6 +89,7 @@ def write_params(name: str, real: Path) -> None:
     values["model"] = {"architecture": ARCHITECTURE, "weights": str(real / WEIGHTS)}
     values["preprocess"] |= {"crop": CROP, "resize": RESIZE}
     values["runtime"] |= {"device": "cpu"}
+    values["inspect"]["size"] = None  # a larger look at labels is none of training's work
     if name in DRAWN:
         num_train, num_test = DRAWN[name]
         values["dataset"] |= {

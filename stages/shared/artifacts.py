@@ -56,8 +56,8 @@ def source_weights(weights: str) -> Path:
 
 
 def inspected_features(size: int | None, crop: int) -> Path:
-    """The training images' features by which their labels are judged: at `size` (inspect.size) pixels, null for those of `crop`."""
-    return FEATURES / ("train.safetensors" if size in (None, crop) else f"train-{size}.safetensors")
+    """The training images' features by which their labels are judged: at `size` (inspect.size) pixels, where that is more than `crop`."""
+    return FEATURES / (f"train-{size}.safetensors" if size and size > crop else "train.safetensors")
 
 
 def train_dir(recipe: str) -> Path:

@@ -182,7 +182,7 @@ class Runtime(Section):
 
 class Inspect(Section):
     leaks: Literal["drop", "keep"]
-    size: Annotated[int, Field(ge=8, le=4096)] | None
+    size: Annotated[int, Field(ge=1, le=4096)] | None
 
 
 class Monitor(Section):
