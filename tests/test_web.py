@@ -205,9 +205,8 @@ def test_each_hostile_file_dropped_ends_in_predict_pys_answer_or_in_a_message(
             except predict.ImageError:
                 outcomes["answered by the page alone"] += 1  # broken metadata around sound pixels
             else:
-                near = (
-                    0.01 if content[4:12] == b"ftypavif" else 1e-3
-                )  # each decoder enlarges AVIF's colours in its own way
+                # Each decoder enlarges AVIF's halved colours in its own way, which counts where a picture has 24 x 18 pixels.
+                near = 0.05 if content[4:11] == b"ftypavi" else 1e-3
                 expected = dict(zip(model.class_names, map(float, row), strict=True))
                 assert found == pytest.approx(expected, abs=near), name
         outcomes["message" if isinstance(found, str) else "probabilities"] += 1
