@@ -125,7 +125,7 @@ def _pair(text: str) -> tuple[str, Any]:
 def _where(names: list[str], total: int) -> str:
     if total == 1:
         return ""
-    return f"(in {names[0]})" if len(names) == 1 else f"(in {len(names)} of {total} experiments, first {names[0]})"
+    return f"(in {names[0]})" if len(names) == 1 else f"(in {len(names)} of {total} points, first {names[0]})"
 
 
 def _literal(value: Any) -> str:

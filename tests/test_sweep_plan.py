@@ -149,7 +149,7 @@ def test_a_misspelt_key_is_told_once_with_how_many_points_have_it() -> None:
         overrides.validate(ROOT, [(point.name, overrides.applied(base, point.settings)) for point in points])
     message = str(caught.value)
     assert "train.finetune.momentumm: unknown key" in message
-    assert "(in 4 of 4 experiments, first toy-0.1-0.001-s0)" in message
+    assert "(in 4 of 4 points, first toy-0.1-0.001-s0)" in message
     assert "train.finetune.lr: Input should be a valid number (found 'banana') (in 2 of 4" in message
 
 

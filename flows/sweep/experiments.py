@@ -54,9 +54,11 @@ def committed(project: Path) -> str:
 
 
 def validate(project: Path, commit: str, experiments: Iterable[Experiment]) -> None:
-    """Raises ValueError naming each wrong key, with how many of the experiments have it, or a recipe without validation."""
+    """Raises ValueError naming each wrong key, with how many of the points have it, or a recipe without validation."""
     base = params_at(project, commit)
-    points = {(str(experiment.point), experiment.target): experiment for experiment in experiments}  # one of its seeds
+    points: dict[tuple[str, str], Experiment] = {}  # the first of its seeds
+    for experiment in experiments:
+        points.setdefault((str(experiment.point), experiment.target), experiment)
     params = {e.name: overrides.applied(base, e.settings) for e in points.values()}
     overrides.validate(project, params.items())
     for experiment in points.values():
