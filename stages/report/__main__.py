@@ -45,8 +45,9 @@ def main() -> None:
 
 
 def read_fragment(path: Path) -> Markup:
-    """A stage's part of the page, which has escaped its own strings; empty where it was not run."""
-    return Markup(path.read_text(encoding="utf-8") if path.exists() else "")
+    """A stage's part of the page, which has escaped its own strings; empty where it was not run and left a comment at most."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return Markup("" if text.startswith("<!--") else text)
 
 
 def task(class_names: Sequence[str]) -> str:
