@@ -38,7 +38,7 @@ def draw_learning_curve(folder: Path, column: str, label: str, histories: Mappin
             axes.plot(epochs, values, color=color, marker="o", markersize=4, linewidth=1.8, label=recipe)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
         ends = ", ".join(
             f"{recipe} ends at {float(rows[-1][column]):.3f}" for recipe, rows in histories.items() if rows
