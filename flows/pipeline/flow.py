@@ -154,7 +154,7 @@ def _run_stages(
         blocked_by = _reason_to_skip(stage, bad, downstreams, targets)
         changed = local_sources.changed(workspace, sources, stage.name)
         if changed:
-            get_run_logger().info("%s: the local source changed since it was last read", stage.name)
+            get_run_logger().info("%s: the local source is new, or has changed since it was read", stage.name)
         begin = time.monotonic()
         state = attempt(stage.name, workspace, force or changed, deadline, blocked_by, return_state=True)
         outcomes[stage.name] = Outcome(stage.name, state.name or "", time.monotonic() - begin, state.message or "")
