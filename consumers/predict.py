@@ -31,10 +31,10 @@ import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it reports models and machines to its maker
 if __name__ == "__main__":  # Ctrl-C and `| head` end it as they end any program, not with a traceback
@@ -68,6 +68,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 ONE_LARGE = threading.Lock()
+CORES = os.cpu_count() or 1
 
 
 class UsageError(Exception):
@@ -101,6 +102,10 @@ class Answer:
 
 Source = Path | ImageError | None  # None is stdin
 Result = Answer | ImageError
+Decoded = np.ndarray | ImageError
+Key = TypeVar("Key")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("stdout is closed; answers go there, or into --output FILE")
         if options.rank:
             return rank(options)
-        model = load_model(options.model, options.provider)
+        model = load_model(options.model, options.provider, num_threads=1)
         with open_writer(model, options) as (write, done):
             images = ((name, source) for name, source in find_images(options.images) if printable(name) not in done)
             tally: Counter[str] = Counter()
@@ -219,7 +224,7 @@ def beside(name: str) -> Any:
 def rank(options: argparse.Namespace) -> int:
     """Print the names, first what is worth the most to label. Returns the exit code."""
     ranking = beside("predict_rank")
-    model = load_model(options.model, options.provider, with_features=True)
+    model = load_model(options.model, options.provider, with_features=True, num_threads=1)
     tally: Counter[str] = Counter()
     names, answers = [], []
     for name, result in classify(model, find_images(options.images), options.batch_size):
@@ -295,13 +300,14 @@ def printable(name: str) -> str:
 # the model
 
 
-def load_model(path: Path, provider: str, with_features: bool = False) -> Model:
-    """A file that keeps to its contract. Raises UsageError saying where it does not."""
+def load_model(path: Path, provider: str, with_features: bool = False, num_threads: int = 0) -> Model:
+    """A file that keeps to its contract; a batch runs on `num_threads` cores, 0 for all. Raises UsageError saying where it does not."""
     content = read_model(path)
-    session = open_session(path, content, provider)
+    session = open_session(path, content, provider, num_threads)
     metadata = session.get_modelmeta().custom_metadata_map
     if with_features and metadata.get("features"):  # the name of a tensor inside
-        session = open_session(path, beside("predict_rank").with_output(content, metadata["features"]), provider)
+        content = beside("predict_rank").with_output(content, metadata["features"])
+        session = open_session(path, content, provider, num_threads)
     found = {output.name: output for output in session.get_outputs()}
     probabilities = found.get("probabilities", session.get_outputs()[0])
     class_names, side, thresholds = read_metadata(path, metadata)
@@ -344,13 +350,14 @@ def read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], int 
         raise UsageError(f"{path}: its test_transform or thresholds cannot be read; export it again") from None
 
 
-def open_session(path: Path, content: bytes, provider: str) -> onnxruntime.InferenceSession:
+def open_session(path: Path, content: bytes, provider: str, num_threads: int) -> onnxruntime.InferenceSession:
     """A session that runs on `provider` alone, of a file that stands alone: where it wants others, there are none."""
     onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores decode meanwhile
+    options.intra_op_num_threads = num_threads
     options.enable_mem_pattern = False  # of no use to images of another size, and it doubles the peak
     if provider == "cuda":
         if hasattr(onnxruntime, "preload_dlls"):
@@ -374,27 +381,35 @@ def open_session(path: Path, content: bytes, provider: str) -> onnxruntime.Infer
 
 
 def classify(model: Model, images: Iterable[tuple[str, Source]], batch_size: int) -> Iterator[tuple[str, Result]]:
-    """Names and results in the order of `images`. Consecutive images of one size share a batch.
+    """Names and results in the order of `images`. Batches run beside each other, but for full-size images."""
+    groups = batches(decoded(images, model.side, batch_size), batch_size)
+    ahead = CORES if model.side else 1
+    for names, results in in_threads(functools.partial(run, model), groups, ahead):
+        yield from zip(names, results, strict=True)
+
+
+def batches(images: Iterable[tuple[str, Decoded]], batch_size: int) -> Iterator[tuple[list[str], list[Decoded]]]:
+    """Names and images, consecutive ones of one size together.
 
     Full-size images are batched only while all are no larger than the largest single one may be.
     """
     names: list[str] = []
-    batch: list[np.ndarray | ImageError] = []
+    batch: list[Decoded] = []
     shape: tuple[int, ...] = ()
-    for name, item in decoded(images, model.side, batch_size):
+    for name, item in images:
         if isinstance(item, np.ndarray):
             most = max(1, min(batch_size, 3 * MAX_PIXELS // item.size))
             if len(batch) >= most or (shape and item.shape != shape):
-                yield from zip(names, run(model, batch), strict=True)
+                yield names, batch
                 names, batch = [], []
             shape = item.shape
         names.append(name)
         batch.append(item)
     if names:
-        yield from zip(names, run(model, batch), strict=True)
+        yield names, batch
 
 
-def run(model: Model, batch: list[np.ndarray | ImageError]) -> list[Result]:
+def run(model: Model, batch: list[Decoded]) -> list[Result]:
     """A result for each: images of one shape through the model at once, errors as they are."""
     answers = iter(infer(model, [item for item in batch if isinstance(item, np.ndarray)]))
     return [next(answers) if isinstance(item, np.ndarray) else item for item in batch]
@@ -488,31 +503,35 @@ def count_images(arguments: list[str]) -> int | None:
     return sum(1 for _ in find_images(arguments)) if all(path.is_file() for path in lists) else None
 
 
-def decoded(
-    images: Iterable[tuple[str, Source]], side: int | None, batch_size: int
-) -> Iterator[tuple[str, np.ndarray | ImageError]]:
-    """Names and pixels in the order of `images`, decoded by a thread a core ahead of whoever takes them.
+def decoded(images: Iterable[tuple[str, Source]], side: int | None, batch_size: int) -> Iterator[tuple[str, Decoded]]:
+    """Names and pixels in the order of `images`. Two batches ahead at most, or one full-size image."""
+    ahead = 2 * batch_size + CORES if side else 2
+    return in_threads(functools.partial(try_to_read, side=side), images, ahead)
 
-    Pillow decodes and resizes without Python's lock. How far ahead is bounded: two batches, or one full-size image.
+
+def in_threads(
+    function: Callable[[Given], Made], items: Iterable[tuple[Key, Given]], ahead: int
+) -> Iterator[tuple[Key, Made]]:
+    """Each key with `function` of its value, in their order: by a thread a core, `ahead` at most of whoever takes them.
+
+    Pillow and ONNX Runtime work without Python's lock.
     """
-    workers = os.cpu_count() or 1
-    ahead = 2 * batch_size + workers if side else 2
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[str, Any]] = deque()
+    pool = ThreadPoolExecutor(CORES)
+    waiting: deque[tuple[Key, Future[Made]]] = deque()
     try:
-        for name, source in images:
-            waiting.append((name, pool.submit(try_to_read, source, side)))
+        for key, value in items:
+            waiting.append((key, pool.submit(function, value)))
             if len(waiting) >= ahead:
-                name, future = waiting.popleft()
-                yield name, future.result()
+                key, future = waiting.popleft()
+                yield key, future.result()
         while waiting:
-            name, future = waiting.popleft()
-            yield name, future.result()
+            key, future = waiting.popleft()
+            yield key, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def try_to_read(source: Source, side: int | None) -> np.ndarray | ImageError:
+def try_to_read(source: Source, side: int | None) -> Decoded:
     try:
         return read_image(source, side)
     except ImageError as error:

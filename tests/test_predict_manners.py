@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -330,3 +332,31 @@ def test_decoding_runs_no_further_ahead_than_two_batches(
     next(stream)
     assert taken <= 2 * 4 + (os.cpu_count() or 1)
     stream.close()
+
+
+def test_batches_run_beside_each_other_in_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def together(_: predict.Model, batch: list[object]) -> list[object]:
+        both.wait(timeout=60)  # for ever, were they run one by one
+        return batch
+
+    monkeypatch.setattr(predict, "CORES", 2)
+    monkeypatch.setattr(predict, "run", together)
+    names = [str(number) for number in range(8)]
+    images = ((name, photos / "a.png") for name in names)
+    assert [name for name, _ in predict.classify(predict.Model(None, [], side=16), images, 2)] == names
+
+
+def test_full_size_batches_run_one_by_one(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = threading.Lock()
+
+    def alone(_: predict.Model, batch: list[object]) -> list[object]:
+        assert running.acquire(blocking=False)
+        time.sleep(0.01)
+        running.release()
+        return batch
+
+    monkeypatch.setattr(predict, "run", alone)
+    images = [(str(number), photos / "a.png") for number in range(8)]
+    assert len(list(predict.classify(predict.Model(None, []), iter(images), 2))) == 8
