@@ -81,7 +81,7 @@ consumers/web/dist/ort.wasm.min.mjs: consumers/web/package.json consumers/web/ve
 web: .venv/installed consumers/web/dist/ort.wasm.min.mjs  ## Build the web page (needs node) and serve it on localhost
 	$(BIN)/python consumers/web/serve.py
 
-server: MODEL ?= artifacts/model.onnx
+server: MODEL := artifacts/model.onnx
 server: .venv/installed  ## Serve artifacts/model.onnx, or MODEL=.demo/artifacts/model.onnx, on 127.0.0.1:8000
 	@$(BIN)/python consumers/server/serve.py --model $(MODEL)
 
