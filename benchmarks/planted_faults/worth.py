@@ -73,6 +73,7 @@ def main() -> None:
         clean = scores(photos, photos.labels)
         for share in options.flipped:
             row = summarize([{"clean": clean, **measure(photos, share, seed)} for seed in range(options.seeds)])
+            row = {"training": len(photos.labels), "test": len(photos.test), "views": len(photos.views), **row}
             print(name, share, json.dumps(row), flush=True)
             if options.write:
                 record(f"{options.size} px, {share} flipped", name, row)
