@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -115,3 +116,5 @@ def write_section(path: Path, about: dict[str, Any], name: str, measured: dict[s
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # on one core a process with ffcv's libraries in it waits for ever where it should end
