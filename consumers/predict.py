@@ -68,7 +68,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 ONE_LARGE = threading.Lock()
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+AT_ONCE = min(CORES, 4)  # batches that run beside each other: each has its own memory, some 90 MB for a ResNet-18
 
 
 class UsageError(Exception):
@@ -88,6 +89,7 @@ class Model:
     session: onnxruntime.InferenceSession
     class_names: list[str]  # in the order of the output
     side: int | None = None  # pixels; both sides that its own transform resizes to, None where the file does not say
+    at_once: int = 1  # batches that may run beside each other; one of full-size images, and one on a GPU
     outputs: tuple[str, ...] = ("probabilities",)  # and `familiarity`, where the file has it
     min_familiarity: float = 0  # below: unlike anything it was taught
     min_probability: dict[str, float] = field(default_factory=dict)  # by class; below: not sure
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("stdout is closed; answers go there, or into --output FILE")
         if options.rank:
             return rank(options)
-        model = load_model(options.model, options.provider, num_threads=1)
+        model = load_model(options.model, options.provider, num_threads=CORES // AT_ONCE)
         with open_writer(model, options) as (write, done):
             images = ((name, source) for name, source in find_images(options.images) if printable(name) not in done)
             tally: Counter[str] = Counter()
@@ -224,7 +226,7 @@ def beside(name: str) -> Any:
 def rank(options: argparse.Namespace) -> int:
     """Print the names, first what is worth the most to label. Returns the exit code."""
     ranking = beside("predict_rank")
-    model = load_model(options.model, options.provider, with_features=True, num_threads=1)
+    model = load_model(options.model, options.provider, with_features=True, num_threads=CORES // AT_ONCE)
     tally: Counter[str] = Counter()
     names, answers = [], []
     for name, result in classify(model, find_images(options.images), options.batch_size):
@@ -322,7 +324,8 @@ def load_model(path: Path, provider: str, with_features: bool = False, num_threa
     if not probabilities.shape or probabilities.shape[-1] != len(class_names):
         raise UsageError(f"{path}: {len(class_names)} class names for outputs {probabilities.shape}; export it again")
     outputs = (probabilities.name, *({"familiarity", metadata.get("features", "")} & set(found)))
-    return Model(session, class_names, side, outputs, thresholds[0], thresholds[1])
+    at_once = AT_ONCE if side and provider == "cpu" else 1
+    return Model(session, class_names, side, at_once, outputs, *thresholds)
 
 
 def read_model(path: Path) -> bytes:
@@ -381,10 +384,9 @@ def open_session(path: Path, content: bytes, provider: str, num_threads: int) ->
 
 
 def classify(model: Model, images: Iterable[tuple[str, Source]], batch_size: int) -> Iterator[tuple[str, Result]]:
-    """Names and results in the order of `images`. Batches run beside each other, but for full-size images."""
+    """Names and results in the order of `images`."""
     groups = batches(decoded(images, model.side, batch_size), batch_size)
-    ahead = CORES if model.side else 1
-    for names, results in in_threads(functools.partial(run, model), groups, ahead):
+    for names, results in in_threads(functools.partial(run, model), groups, model.at_once):
         yield from zip(names, results, strict=True)
 
 
@@ -504,7 +506,7 @@ def count_images(arguments: list[str]) -> int | None:
 
 
 def decoded(images: Iterable[tuple[str, Source]], side: int | None, batch_size: int) -> Iterator[tuple[str, Decoded]]:
-    """Names and pixels in the order of `images`. Two batches ahead at most, or one full-size image."""
+    """Names and pixels in the order of `images`. Two batches and an image a core ahead at most, or one full-size image."""
     ahead = 2 * batch_size + CORES if side else 2
     return in_threads(functools.partial(try_to_read, side=side), images, ahead)
 
@@ -521,7 +523,7 @@ def in_threads(
     try:
         for key, value in items:
             waiting.append((key, pool.submit(function, value)))
-            if len(waiting) >= ahead:
+            while waiting and (len(waiting) >= ahead or waiting[0][1].done()):
                 key, future = waiting.popleft()
                 yield key, future.result()
         while waiting:

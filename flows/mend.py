@@ -24,6 +24,9 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 
 FRESH = 2.0  # seconds
+LEFT = (
+    600.0  # seconds without a change, after which nobody writes it any more: a killed DVC's stage may be at work still
+)
 CONFLICT = re.compile(rb"^(<{7}|>{7}|\|{7})( |$)", re.MULTILINE)  # as git writes the sides of a conflict
 
 
@@ -66,9 +69,10 @@ def _clear(repo: Repo, root: Path) -> list[str]:
         cleared.append(f".dvc/tmp/rwlock ({fault})")
     if not rwlock.exists() or not _holders(rwlock):  # no stage is running
         for part in chain.from_iterable((root / "artifacts").glob(f"{depth}.*.part") for depth in ("", "*/", "*/*/")):
-            if time.time() - part.stat().st_mtime > FRESH:  # else a sweep's table is on its way
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
-                cleared.append(f"{part.relative_to(root)} (half-written)")
+            with contextlib.suppress(FileNotFoundError):  # it has got its name since
+                if time.time() - max(entry.stat().st_mtime for entry in [part, *part.rglob("*")]) > LEFT:
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+                    cleared.append(f"{part.relative_to(root)} (half-written)")
     for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
         # Another clone that shares the cache may have made it just now, to fill it in the next moment.
         if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > FRESH:
@@ -99,7 +103,10 @@ def _fault(rwlock: Path) -> str | None:
 def _holders(rwlock: Path) -> list[int]:
     """The PIDs in it. Raises ValueError where it is in pieces."""
     held = json.loads(rwlock.read_text(encoding="utf-8"))
-    return [int(one["pid"]) for one in chain(held.get("write", {}).values(), *held.get("read", {}).values())]
+    try:
+        return [int(one["pid"]) for one in chain(held.get("write", {}).values(), *held.get("read", {}).values())]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{rwlock}: not as DVC writes it") from error
 
 
 def _runs(pid: int) -> bool:

@@ -28,7 +28,7 @@ from stages.shared.params import load_params
 from stages.shared.reproducibility import choose_device, describe_machine
 from stages.shared.transforms import Transform, crop_into
 
-FEW = 1000  # training images, up to which a head learns much from more views of each
+FEW = 1000  # images of the split, of which a recipe may take a part, up to which a head learns much from more views of each
 ZOOM = 0.75  # a corner's share of the height and the width
 CORNERS = ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False))  # bottom? right? mirrored?
 

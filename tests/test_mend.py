@@ -106,21 +106,27 @@ def test_an_rwlock_held_by_a_zombie_is_removed_and_one_held_by_the_living_is_not
     zombie.wait()
 
 
-def test_what_a_killed_stage_had_begun_to_write_goes_unless_a_stage_is_running(toy: Path) -> None:
-    parts = [toy / "artifacts/.table.png.0123abcd.part", toy / "artifacts/train/tuned/.history.csv.0123abcd.part"]
-    folder = toy / "artifacts/preprocess/.train.part"
-    for part in [*parts, folder / "shard"]:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("half")
-    for part in [*parts, folder]:
-        os.utime(part, (0, 0))
-    (toy / "artifacts/.table.md.0123abcd.part").write_text("a sweep is about to rename it")
+def test_what_a_killed_stage_had_begun_to_write_goes_unless_it_may_be_at_work(toy: Path) -> None:
+    files = [".table.png.0123abcd.part", "train/tuned/.history.csv.0123abcd.part", "preprocess/.train.part/shard-000"]
+    being_written = [".table.md.0123abcd.part", "download/.dataset.part/unpacked/1.jpg"]
+    for name in [*files, *being_written]:
+        (toy / "artifacts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (toy / "artifacts" / name).write_text("half")
+    for name in [*files, "preprocess/.train.part", "download/.dataset.part", "download/.dataset.part/unpacked"]:
+        os.utime(toy / "artifacts" / name, (0, 0))
+
     rwlock = toy / ".dvc/tmp/rwlock"
     rwlock.write_text(json.dumps({"write": {str(toy / "artifacts"): {"pid": os.getpid(), "cmd": "dvc repro"}}}))
     assert mend(toy) == []
     rwlock.write_text("{}")
     assert len(mend(toy)) == 3
-    assert [path.name for path in (toy / "artifacts").rglob("*.part")] == [".table.md.0123abcd.part"]
+    assert [(toy / "artifacts" / name).exists() for name in [*files, *being_written]] == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize("content", ["[]", '{"write": []}', '{"write": {"a": {}}}'])
+def test_an_rwlock_of_another_shape_is_in_pieces(toy: Path, content: str) -> None:
+    (toy / ".dvc/tmp/rwlock").write_text(content)
+    assert mend(toy) == [".dvc/tmp/rwlock (in pieces)"]
 
 
 def test_where_a_dvc_is_at_work_nothing_is_removed(toy: Path) -> None:

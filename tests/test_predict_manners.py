@@ -341,11 +341,11 @@ def test_batches_run_beside_each_other_in_order(photos: Path, monkeypatch: pytes
         both.wait(timeout=60)  # for ever, were they run one by one
         return batch
 
-    monkeypatch.setattr(predict, "CORES", 2)
+    monkeypatch.setattr(predict, "CORES", 2)  # threads
     monkeypatch.setattr(predict, "run", together)
     names = [str(number) for number in range(8)]
     images = ((name, photos / "a.png") for name in names)
-    assert [name for name, _ in predict.classify(predict.Model(None, [], side=16), images, 2)] == names
+    assert [name for name, _ in predict.classify(predict.Model(None, [], side=16, at_once=2), images, 2)] == names
 
 
 def test_full_size_batches_run_one_by_one(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

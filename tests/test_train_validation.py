@@ -14,8 +14,9 @@ from stages.shared import artifacts, training
 from stages.shared.checkpoint import digest, load_checkpoint
 from stages.shared.dataset import TrainSplit, load_train_split
 from stages.shared.files import read_json
-from stages.shared.held_out import Validation, load_validation, save_folds
+from stages.shared.held_out import Validation, load_folds, load_validation, save_folds
 from stages.shared.model import build_model, head_parameters, scale_logits, set_head
+from stages.shared.params import load_params
 from stages.shared.training import Epoch
 from stages.shared.transforms import Transform
 from stages.train import __main__ as train
@@ -171,6 +172,17 @@ def test_the_stage_validates_and_then_trains_on_all_that_take_part(project):
     assert sorted(validation.rows) == [row for row in range(12) if row not in (5, 11)]
     assert validation.logits.shape == (10, 2)
     assert not list((artifacts.CACHE / "train" / "finetune").glob("*"))
+
+
+def test_the_probe_learns_from_every_view_of_an_image(project):
+    split, noise = load_train_split(artifacts.TRAIN_SPLIT), np.random.default_rng(1).normal(size=(2, 12, 8))
+    noise[:, :, 3], corners = 0, np.zeros((4, 12, 8))
+    corners[:, :, 3] = 4 * np.asarray(split.labels) - 2  # what tells the classes apart is seen in the corners alone
+    views = {"crop": noise[0], "mirror": noise[1], "corners": corners}
+    save_file({k: v.astype(np.float32) for k, v in views.items()}, artifacts.FEATURES / "train.safetensors")
+    folds = load_folds(artifacts.INSPECTION / "folds.npz", len(split))
+    head = train.fit_head(split, folds, load_params().train["finetune"], 2).head
+    assert np.abs(head.weight[1] - head.weight[0]).argmax() == 3
 
 
 def test_a_resumed_cross_fit_equals_an_undisturbed_one(project, monkeypatch):

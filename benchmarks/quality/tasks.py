@@ -1,6 +1,7 @@
 """The tasks: photo sets given by a folder, and drawn ones, each prepared by the pipeline's own stages in a folder."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
@@ -43,6 +44,11 @@ class Task:
     feature_seconds: float  # CPU seconds that the training images' features took
 
 
+def code_digest() -> str:
+    code = sorted((ROOT / "stages").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:8]
+
+
 def task_names(real: Path) -> list[str]:
     """All tasks, the smallest first."""
     sizes = {path.stem: path.stat().st_size for path in [*real.glob("tasks/*.zip"), *real.glob("*.zip")]}
@@ -52,7 +58,7 @@ def task_names(real: Path) -> list[str]:
 def prepare(name: str, real: Path, work: Path) -> Task:
     """The task `name` in `work`/name: downloaded, preprocessed, its features computed and inspected, unless that is done."""
     folder = work / name
-    seconds = folder / "feature_seconds"
+    seconds = folder / f"feature_seconds-{code_digest()}"  # other code may make other features
     with working_in(folder):
         if not seconds.exists():
             write_params(name, real)
