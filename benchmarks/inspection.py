@@ -68,9 +68,11 @@ def watching_memory() -> Iterator[list[int]]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    yield seen
-    ended.set()
-    thread.join()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 def own_bytes() -> int:

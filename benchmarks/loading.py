@@ -1,7 +1,8 @@
 """Measure what it costs to read a training image, from either store and as others read it: python -m benchmarks.loading.
 
 Drawn JPEG photos of 500 x 375; every contestant makes random crops of 224 px of all of them, mirrored half of the time, in
-an order of its own, on --cores cores. The CPU's time and the clock's, medians of rounds taken in turn: results/loading.json.
+an order of its own, on --cores cores. The CPU's time and the clock's, medians of rounds taken in turn: results/loading.json
+(without the clock's where other programs ran beside).
 With --train, a ResNet-18 is trained from either store too. ffcv is measured where it is installed: it is built from source,
 for which Debian has what it needs in libopencv-dev, libturbojpeg0-dev and pkg-config.
 """
