@@ -52,8 +52,8 @@ def main() -> None:
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
     if size and size > transform.crop:
-        found = features_at(size, train, architecture, source, transform, device)
-        save_features(artifacts.inspected_features(size, transform.crop), found)
+        larger = features_at(size, train, architecture, source, transform, device)
+        save_features(artifacts.inspected_features(size, transform.crop), larger)
 
 
 def features_at(

@@ -1,12 +1,13 @@
 """Planted faults are where the list says, and what is found of them is counted as it should be."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.planted_faults.__main__ import rates
+from benchmarks.planted_faults.__main__ import identity, rates, read_lines
 from benchmarks.planted_faults.measure import found_labels, found_leaks, found_odd
 from benchmarks.planted_faults.plant import CHANGES, SPOILT, Planted, plant
 from benchmarks.planted_faults.worth import Photos, measure, regained, scores, summarize
@@ -73,6 +74,15 @@ def test_rates_are_of_all_runs_together():
     found = rates([{"task": "t", "seed": 0, **run, **accuracy}, {"task": "t", "seed": 1, **missed}])
     assert (found["recall"], found["precision"], found["leaks_found"]) == (0.25, 0.5, 0.5)
     assert (found["regained"], found["regained_with_a_person"]) == (0.5, 1.0)
+
+
+def test_runs_that_name_no_size_were_judged_at_the_crop(tmp_path):
+    run = {"task": "t", "seed": 0, "flipped": 0.05}
+    (tmp_path / "planted.jsonl").write_text(json.dumps(run) + "\n" + json.dumps({**run, "size": 224}) + "\n")
+    assert [identity(run) for run in read_lines(tmp_path / "planted.jsonl")] == [
+        ("t", 0, 0.05, 112),
+        ("t", 0, 0.05, 224),
+    ]
 
 
 def test_what_was_regained_of_a_cost_within_chance_is_not_said():

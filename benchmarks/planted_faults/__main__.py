@@ -42,7 +42,7 @@ def main() -> None:
     options = parse_arguments()
     real, work = options.real.resolve(), options.work.resolve()
     lines = work / "planted.jsonl"
-    done = {(run["task"], run["seed"], run["flipped"], run["size"]) for run in read_lines(lines)}
+    done = {identity(run) for run in read_lines(lines)}
     for seed in options.seeds:
         for task in options.tasks or task_names(real):
             if (task, seed, options.flipped, options.size) not in done:
@@ -52,8 +52,9 @@ def main() -> None:
                     file.write(json.dumps(run) + "\n")
                 print(json.dumps(run), flush=True)
     if options.write:
-        earlier = read_json(RESULT) if RESULT.exists() else {}  # `worth` has rows of its own there
-        write_json(RESULT, earlier | summarize(read_lines(lines)))
+        recorded = read_json(RESULT) if RESULT.exists() else {}  # runs of other folders too, and the rows of worth.py
+        runs = {identity(run): run for run in [*recorded.get("runs", ()), *read_lines(lines)]}
+        write_json(RESULT, recorded | summarize(list(runs.values())))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -165,9 +166,14 @@ def rates(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def identity(run: Run) -> tuple[Any, ...]:
+    return run["task"], run["seed"], run["flipped"], run["size"]
+
+
 def read_lines(path: Path) -> list[Run]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{"size": CROP, **json.loads(line)} for line in lines]  # early runs name none, and were judged at the crop
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from stages.inspect.folds import assign_folds
 from stages.inspect.proposals import propose
 from stages.shared import artifacts
 from stages.shared.dataset import Manifest, load_manifest, load_test_files, load_test_split
-from stages.shared.probe import fit_probe
+from stages.shared.probe import fit_probe, views_of
 
 DROPPED = -1  # instead of a label
 
@@ -85,7 +85,7 @@ def probe_accuracy(manifest: Manifest, labels: np.ndarray, planted: Planted) -> 
     left_out = np.flatnonzero(labels == DROPPED).tolist()
     kept = np.where(labels == DROPPED, 0, labels)
     folds = assign_folds(kept, [entry.sha256 for entry in manifest.train], np.arange(len(kept)), left_out)
-    probe = fit_probe([features["crop"], features["mirror"]], kept, folds, len(manifest.class_names), balanced=True)
+    probe = fit_probe(views_of(features), kept, folds, len(manifest.class_names), balanced=True)
     leaked = {shown for shown, _ in planted.leaks.values()}
     rows = [row for row, file in enumerate(load_test_files(artifacts.TEST_SPLIT)) if file.path not in leaked]
     test = load_file(artifacts.FEATURES / "test.safetensors")["crop"][rows]

@@ -29,7 +29,7 @@ from stages.shared import artifacts
 from stages.shared.calibration import log_loss
 from stages.shared.dataset import load_manifest
 from stages.shared.files import read_json, write_json
-from stages.shared.probe import fit_probe
+from stages.shared.probe import fit_probe, views_of
 
 ARMS = ("clean", "faulty", "fixed", "reviewed", "again")
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def describe(task: Task, size: int) -> Photos:
             save_features(path, features_at(size, task.train, ARCHITECTURE, task.source, task.transform, CPU))
         train, inspected = (load_file(file) for file in (feature_files()[0], path))
         return Photos(
-            [train["crop"], train["mirror"], *train.get("corners", ())],
+            views_of(train),
             inspected["crop"],
             inspected["mirror"],
             np.array(task.train.labels),

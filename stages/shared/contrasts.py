@@ -12,8 +12,9 @@ LATEST = 2  # resolutions from the end whose maps are left out: the last feature
 class WithContrasts(nn.Module):
     """A network that returns, beside its logits, the contrasts of the last square maps of each resolution but the LATEST.
 
-    Maps of more than a quarter of the image's side are halved first. (batch, 3, crop, crop) -> (batch, classes), (batch, channels of all those maps). A network without such maps, as one of linear
-    layers alone, has the contrasts of the image itself.
+    Maps of more than a quarter of the image's side are halved first. A network without such maps, as one of linear layers alone,
+    has the contrasts of the image itself, halved.
+    (batch, 3, crop, crop) -> (batch, classes), (batch, channels of all those maps).
     """
 
     def __init__(self, model: nn.Module) -> None:

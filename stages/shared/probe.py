@@ -4,7 +4,7 @@ On some hundreds of images it rivals fine-tuning at a tenth of the time. It serv
 fine-tuning starts from and, because each image is judged by a head that never saw it, as a check of the labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,6 +39,11 @@ class Probe:
     temperature: float  # to divide logits by, fitted on `logits`
     strength: float  # the inverse strength C chosen
     loss: float  # log-loss of `logits` before calibration, weighted as the fit was
+
+
+def views_of(features: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What a head learns from, float32 (n, d) each: train.safetensors' arrays (stages/features.py), the test crop's first."""
+    return [features["crop"], features["mirror"], *features.get("corners", ())]
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # products this small cost more to share out than to compute

@@ -34,7 +34,7 @@ from stages.shared.held_out import LEFT_OUT, load_folds, save_validation
 from stages.shared.model import Mirrored, head_parameters, scale_logits
 from stages.shared.optimization import Optimization
 from stages.shared.params import Params, Recipe, Runtime, class_rows, load_params
-from stages.shared.probe import Head, Probe, fit_probe
+from stages.shared.probe import Head, Probe, fit_probe, views_of
 from stages.shared.reproducibility import Execution, choose_device, choose_precision, describe_machine
 from stages.shared.sampling import Augmentation, Sampling, choose_fraction
 from stages.shared.training import Epoch
@@ -135,10 +135,10 @@ def choose_folds(split: TrainSplit, recipe: Recipe, seed: int) -> np.ndarray:
 def fit_head(split: TrainSplit, folds: np.ndarray, recipe: Recipe, num_classes: int) -> Probe:
     """The logistic head on the source network's features, and those fitted without each fold."""
     features, balanced = load_file(artifacts.FEATURES / "train.safetensors"), recipe.class_weights == "balanced"
-    crop, mirror = features["crop"], features["mirror"]
+    views, labels = views_of(features), np.asarray(split.labels)
+    crop, mirror = views[:2]
     # A linear head's mean logits are its logits of the mean features.
     judged = (crop + mirror) / 2 if recipe.mirror else crop
-    views, labels = [crop, mirror, *features.get("corners", ())], np.asarray(split.labels)
     return fit_probe(views, labels, folds, num_classes, balanced=balanced, judged=judged)
 
 
