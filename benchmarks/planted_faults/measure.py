@@ -80,7 +80,6 @@ def accuracies(report: Mapping[str, Any], planted: Planted) -> dict[str, float]:
 
 
 def probe_accuracy(manifest: Manifest, labels: np.ndarray, planted: Planted) -> float:
-    """Of a probe on two views of each image, its crop and that mirrored. Those of worth.py and of train see its corners too."""
     features = load_file(artifacts.FEATURES / "train.safetensors")
     left_out = np.flatnonzero(labels == DROPPED).tolist()
     kept = np.where(labels == DROPPED, 0, labels)
