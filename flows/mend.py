@@ -64,10 +64,12 @@ def _clear(repo: Repo, root: Path) -> list[str]:
         kept.parent.mkdir(exist_ok=True)
         lock.rename(kept)
         cleared.append(f"dvc.lock (in pieces: kept as {kept.relative_to(root)}; `dvc repro` writes it anew)")
-    if rwlock.exists() and (fault := _fault(rwlock)):
+    holders = _holders(rwlock)
+    if holders is None or (holders and not any(map(_runs, holders))):
         rwlock.unlink()
-        cleared.append(f".dvc/tmp/rwlock ({fault})")
-    if not rwlock.exists() or not _holders(rwlock):  # no stage is running
+        cleared.append(f".dvc/tmp/rwlock ({'in pieces' if holders is None else 'held by processes that have ended'})")
+        holders = []
+    if not holders:  # no stage is running
         for part in chain.from_iterable((root / "artifacts").glob(f"{depth}.*.part") for depth in ("", "*/", "*/*/")):
             with contextlib.suppress(FileNotFoundError):  # it has got its name since
                 if time.time() - max(entry.stat().st_mtime for entry in [part, *part.rglob("*")]) > LEFT:
@@ -91,22 +93,15 @@ def _is_lock(repo: Repo, path: Path) -> bool:
     return True
 
 
-def _fault(rwlock: Path) -> str | None:
-    """What makes DVC stumble over its list of who reads and who writes which path; None where nothing does."""
+def _holders(rwlock: Path) -> list[int] | None:
+    """PIDs in DVC's list of who reads and who writes which path; None where it is in pieces."""
+    if not rwlock.exists():
+        return []
     try:
-        holders = _holders(rwlock)
-    except ValueError:
-        return "in pieces"
-    return "held by processes that have ended" if holders and not any(map(_runs, holders)) else None
-
-
-def _holders(rwlock: Path) -> list[int]:
-    """The PIDs in it. Raises ValueError where it is in pieces."""
-    held = json.loads(rwlock.read_text(encoding="utf-8"))
-    try:
+        held = json.loads(rwlock.read_text(encoding="utf-8"))
         return [int(one["pid"]) for one in chain(held.get("write", {}).values(), *held.get("read", {}).values())]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{rwlock}: not as DVC writes it") from error
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _runs(pid: int) -> bool:
