@@ -95,10 +95,11 @@ def repro() -> None:
 
 
 def run(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> None:
-    """Run the commands at the same time, each to its end. Raises SystemExit with the code of one that fails."""
+    """Run the commands at the same time, each to its end. Raises SystemExit with the code of one that fails or is killed."""
     started = [subprocess.Popen(command, cwd=DEMO, env=environment) for command in commands]
-    if code := max(process.wait() for process in started):
-        raise SystemExit(code)
+    codes = [process.wait() for process in started]
+    if failed := [code for code in codes if code]:
+        raise SystemExit(failed[0] if failed[0] > 0 else 128 - failed[0])
 
 
 def summary(artifacts: Path) -> str:

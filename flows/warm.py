@@ -121,7 +121,8 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["env"])
         if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS")):
-            sys.modules["torch"].set_num_threads(int(threads))  # it read the server's when it was imported
+            outermost = threads.split(",")[0]  # there may be a number for each level of nesting
+            sys.modules["torch"].set_num_threads(int(outermost))  # it read the server's when it was imported
         _, module, *arguments = request["argv"]
         sys.argv, sys.path[0] = [module, *arguments], request["cwd"]
         runpy.run_module(module, run_name="__main__", alter_sys=True)

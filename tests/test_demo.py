@@ -130,13 +130,16 @@ def test_the_trainings_run_side_by_side_between_what_they_need_and_what_needs_th
     assert began["repro"] == "['inspect.began', 'train@finetune.began', 'train@scratch.began'] None"
 
 
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
 @pytest.mark.usefixtures("checkout", "cold")
-def test_a_stage_that_fails_ends_the_demo_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = "import sys; raise SystemExit(7 if sys.argv[-1] == 'train@scratch' else 0)"
-    monkeypatch.setattr(demo, "dvc_command", lambda *words: [sys.executable, "-c", fails, *words])
+def test_a_stage_that_fails_or_is_killed_ends_the_demo_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, ending: str, code: int
+) -> None:
+    script = f"import os, sys\nif sys.argv[-1] == 'train@scratch': {ending}"
+    monkeypatch.setattr(demo, "dvc_command", lambda *words: [sys.executable, "-c", script, *words])
     with pytest.raises(SystemExit) as end:
         demo.repro()
-    assert end.value.code == 7
+    assert end.value.code == code
 
 
 @pytest.mark.usefixtures("checkout", "cold")

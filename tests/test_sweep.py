@@ -137,7 +137,9 @@ def test_a_report_that_is_up_to_date_shows_a_sweep_and_no_other_is_touched(
         (toy / "params.yaml").write_text("number: 2\n")
         (toy / "artifacts/sweeps/third").mkdir()
         show_in_report(toy)
-    assert "third" not in report.read_text()
+        assert "third" not in report.read_text()
+        (toy / "dvc.lock").write_text("in: [pieces")
+        show_in_report(toy)  # warns, and raises nothing: the sweep went well
 
 
 def test_validation_chooses_and_test_is_opened_for_the_winner_alone(swept: Path) -> None:

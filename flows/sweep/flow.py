@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dvc.exceptions import DvcException
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.states import Cancelled, Completed, Failed, State
@@ -107,12 +108,13 @@ def write_results(
 
 def show_in_report(project: Path) -> None:
     """Write the report anew, which shows every sweep, where it is there and up to date; otherwise its next run will."""
-    if not (project / "artifacts/report.html").exists() or not dvc_stages.is_unchanged(project, "report"):
+    if not (project / "artifacts/report.html").exists():
         return
     try:
-        dvc_stages.run(project, "report", on_line=get_run_logger().info, force=True)
-    except dvc_stages.StageFailed as error:  # the sweep itself went well
-        get_run_logger().warning("the report does not show this sweep yet: %s", error)
+        if dvc_stages.is_unchanged(project, "report"):
+            dvc_stages.run(project, "report", on_line=get_run_logger().info, force=True)
+    except (DvcException, dvc_stages.StageFailed) as error:  # the sweep itself went well
+        get_run_logger().warning("the report does not show this sweep yet, `dvc repro` writes it: %s", error)
 
 
 def _add_costs(rows: list[dict[str, Any]], planned: list[Experiment], project: Path) -> None:

@@ -45,9 +45,9 @@ def main() -> None:
 
 
 def read_fragment(path: Path) -> Markup:
-    """A stage's part of the page, which has escaped its own strings; empty where it was not run and left a comment at most."""
+    """A stage's part of the page, a section that has escaped its own strings; empty where the stage was not run."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return Markup("" if text.startswith("<!--") else text)
+    return Markup(text if "<section" in text else "")
 
 
 def task(class_names: Sequence[str]) -> str:
