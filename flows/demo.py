@@ -82,7 +82,7 @@ def commit(folder: Path) -> None:
 
 
 def repro() -> None:
-    """Run the stages, the trainings side by side: none needs another, and small ones leave most of a second core idle."""
+    """Run the stages, the trainings side by side: none needs another, and on a thread each they waste less than on two."""
     recipes = list(read_yaml(DEMO / "params.yaml")["train"])
     with warm.python(light=["stages.download dataset"]) as folder:
         environment = stage_environment()
