@@ -9,7 +9,7 @@ artifacts/features/train-SIZE.safetensors  crop, mirror  as in train.safetensors
 Features are what the network's last layer, its head, is given. They are computed once for all who judge images by them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from stages.shared.dataset import CHUNK, TrainSplit, chunks_of_crops, load_manif
 from stages.shared.encoded import Crops
 from stages.shared.files import replacing
 from stages.shared.frozen_features import extract_features, load_network
-from stages.shared.params import load_params
+from stages.shared.params import Params, load_params
 from stages.shared.reproducibility import choose_device, describe_machine
 from stages.shared.transforms import Transform, crop_into
 
@@ -36,15 +36,11 @@ CORNERS = ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False))  # bottom? 
 def main() -> None:
     params, transform = load_params(), load_manifest(artifacts.MANIFEST).transform
     device, size = choose_device(params.runtime.device), params.inspect.size
-    architecture, source = params.model.architecture, artifacts.source_weights(params.model.weights)
-    model, head = load_network(architecture, source, transform.crop)
-    print(f"features: {architecture} on {describe_machine(device)['device']}", flush=True)
+    print(f"features: {params.model.architecture} on {describe_machine(device)['device']}", flush=True)
     train, test = load_train_split(artifacts.TRAIN_SPLIT), load_test_pixels(artifacts.TEST_SPLIT)
 
-    extract = partial(extract_features, model, head, transform=transform, device=device)
-    chunks = chunks_of_crops(train, range(len(train)), transform, CHUNK)
-    crop, mirror = extract(chunks, len(train), mirrored=(False, True), name="train")
-    found = {"crop": crop, "mirror": mirror}
+    extract = extractor(params, transform, device)
+    found = both_ways(extract, train, transform)
     if len(train) <= FEW:
         corners = corner_chunks(train, transform)
         found["corners"] = np.stack([extract(c, len(train), mirrored=(False,), name="corners")[0] for c in corners])
@@ -52,20 +48,24 @@ def main() -> None:
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
     if size and size > transform.crop:
-        larger = features_at(size, train, architecture, source, transform, device)
-        save_features(artifacts.inspected_features(size, transform.crop), larger)
+        larger = replace(transform, resize=round(size * transform.resize / transform.crop), crop=size)
+        found = both_ways(extractor(params, larger, device), train, larger)
+        save_features(artifacts.inspected_features(size, transform.crop), found)
 
 
-def features_at(
-    size: int, train: TrainSplit, architecture: str, source: Path, transform: Transform, device: torch.device
+def extractor(params: Params, transform: Transform, device: torch.device) -> Callable[..., list[np.ndarray]]:
+    """`extract_features` of the source network, for what `transform` cuts."""
+    source = artifacts.source_weights(params.model.weights)
+    model, head = load_network(params.model.architecture, source, transform.crop)
+    return partial(extract_features, model, head, transform=transform, device=device)
+
+
+def both_ways(
+    extract: Callable[..., list[np.ndarray]], train: TrainSplit, transform: Transform
 ) -> dict[str, np.ndarray]:
-    """`crop` and `mirror`, float32 (n, d), of what `transform` cuts from the training images, `size` pixels wide and high."""
-    transform = replace(transform, resize=round(size * transform.resize / transform.crop), crop=size)
-    model, head = load_network(architecture, source, size)
-    crop, mirror = extract_features(
-        model, head, chunks_of_crops(train, range(len(train)), transform, CHUNK), len(train),
-        transform=transform, device=device, mirrored=(False, True), name=f"train at {size} px",
-    )  # fmt: skip
+    """`crop` and `mirror`, float32 (n, d), of the training images under `transform`."""
+    chunks = chunks_of_crops(train, range(len(train)), transform, CHUNK)
+    crop, mirror = extract(chunks, len(train), mirrored=(False, True), name=f"train at {transform.crop} px")
     return {"crop": crop, "mirror": mirror}
 
 
