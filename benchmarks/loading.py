@@ -49,6 +49,8 @@ def main() -> None:
     about = {"images": PHOTOS, "size": list(SIZE), "crop": CROP, "rounds": ROUNDS}
     measured = {"machine": describe_machine(choose_device("cpu")), "rows": rows}
     write_section(arguments.out / "loading.json", about, f"cores: {arguments.cores}", measured)
+    sys.stdout.flush()
+    os._exit(0)  # on one core a process with ffcv's libraries in it waits for ever where it should end
 
 
 def measure_all(folder: Path, cores: int, train: bool) -> dict[str, Any]:
@@ -117,5 +119,3 @@ def write_section(path: Path, about: dict[str, Any], name: str, measured: dict[s
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    os._exit(0)  # on one core a process with ffcv's libraries in it waits for ever where it should end
