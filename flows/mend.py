@@ -65,17 +65,31 @@ def _clear(repo: Repo, root: Path) -> list[str]:
         lock.rename(kept)
         cleared.append(f"dvc.lock (in pieces: kept as {kept.relative_to(root)}; `dvc repro` writes it anew)")
     holders = _holders(rwlock)
-    if holders is None or (holders and not any(map(_runs, holders))):
+    if holders is None or (holders and not any(map(_is_running, holders))):
         rwlock.unlink()
         cleared.append(f".dvc/tmp/rwlock ({'in pieces' if holders is None else 'held by processes that have ended'})")
         holders = []
     if not holders:  # no stage is running
-        for part in chain.from_iterable((root / "artifacts").glob(f"{depth}.*.part") for depth in ("", "*/", "*/*/")):
-            with contextlib.suppress(FileNotFoundError):  # it has got its name since
-                if time.time() - max(entry.stat().st_mtime for entry in [part, *part.rglob("*")]) > LEFT:
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
-                    cleared.append(f"{part.relative_to(root)} (half-written)")
-    for folder in Path(repo.cache.local_cache_dir or root / ".dvc" / "cache").glob("runs/*/*"):
+        cleared += _clear_parts(root)
+    cleared += _clear_runs(Path(repo.cache.local_cache_dir or root / ".dvc" / "cache"))
+    return cleared
+
+
+def _clear_parts(root: Path) -> list[str]:
+    """What stages had begun to write and nobody has changed for LEFT seconds."""
+    cleared = []
+    for part in chain.from_iterable((root / "artifacts").glob(f"{depth}.*.part") for depth in ("", "*/", "*/*/")):
+        with contextlib.suppress(FileNotFoundError):  # it has got its name since
+            if time.time() - max(entry.stat().st_mtime for entry in [part, *part.rglob("*")]) > LEFT:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+                cleared.append(f"{part.relative_to(root)} (half-written)")
+    return cleared
+
+
+def _clear_runs(cache: Path) -> list[str]:
+    """Empty notes of runs."""
+    cleared = []
+    for folder in cache.glob("runs/*/*"):
         # Another clone that shares the cache may have made it just now, to fill it in the next moment.
         if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > FRESH:
             with contextlib.suppress(OSError):  # it has been filled since
@@ -104,7 +118,7 @@ def _holders(rwlock: Path) -> list[int] | None:
         return None
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
