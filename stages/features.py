@@ -24,7 +24,7 @@ from stages.shared.dataset import CHUNK, TrainSplit, chunks_of_crops, load_manif
 from stages.shared.encoded import Crops
 from stages.shared.files import replacing
 from stages.shared.frozen_features import extract_features, load_network
-from stages.shared.params import Params, load_params
+from stages.shared.params import load_params
 from stages.shared.reproducibility import choose_device, describe_machine
 from stages.shared.transforms import Transform, crop_into
 
@@ -36,10 +36,11 @@ CORNERS = ((0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False))  # bottom? 
 def main() -> None:
     params, transform = load_params(), load_manifest(artifacts.MANIFEST).transform
     device, size = choose_device(params.runtime.device), params.inspect.size
-    print(f"features: {params.model.architecture} on {describe_machine(device)['device']}", flush=True)
+    architecture, source = params.model.architecture, artifacts.source_weights(params.model.weights)
+    print(f"features: {architecture} on {describe_machine(device)['device']}", flush=True)
     train, test = load_train_split(artifacts.TRAIN_SPLIT), load_test_pixels(artifacts.TEST_SPLIT)
 
-    extract = extractor(params, transform, device)
+    extract = extractor(architecture, source, transform, device)
     found = both_ways(extract, train, transform)
     if len(train) <= FEW:
         corners = corner_chunks(train, transform)
@@ -48,16 +49,22 @@ def main() -> None:
     (crop,) = extract(test_chunks(test), len(test), mirrored=(False,), name="test")
     save_features(artifacts.FEATURES / "test.safetensors", {"crop": crop})
     if size and size > transform.crop:
-        larger = replace(transform, resize=round(size * transform.resize / transform.crop), crop=size)
-        found = both_ways(extractor(params, larger, device), train, larger)
+        larger = enlarged(transform, size)
+        found = both_ways(extractor(architecture, source, larger, device), train, larger)
         save_features(artifacts.inspected_features(size, transform.crop), found)
 
 
-def extractor(params: Params, transform: Transform, device: torch.device) -> Callable[..., list[np.ndarray]]:
-    """`extract_features` of the source network, for what `transform` cuts."""
-    source = artifacts.source_weights(params.model.weights)
-    model, head = load_network(params.model.architecture, source, transform.crop)
+def extractor(
+    architecture: str, source: Path, transform: Transform, device: torch.device
+) -> Callable[..., list[np.ndarray]]:
+    """`extract_features` of the network of the weights in `source`, for what `transform` cuts."""
+    model, head = load_network(architecture, source, transform.crop)
     return partial(extract_features, model, head, transform=transform, device=device)
+
+
+def enlarged(transform: Transform, size: int) -> Transform:
+    """The same cut of an image, at `size` pixels."""
+    return replace(transform, resize=round(size * transform.resize / transform.crop), crop=size)
 
 
 def both_ways(

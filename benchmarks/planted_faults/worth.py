@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from benchmarks.planted_faults.__main__ import RESULT, SIZE
 from benchmarks.planted_faults.plant import FLIPPED
 from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task, feature_files, prepare, task_names, working_in
-from stages.features import features_at, save_features
+from stages.features import both_ways, enlarged, extractor, save_features
 from stages.inspect.folds import assign_folds
 from stages.inspect.labels import find_wrong_labels, out_of_fold_probabilities
 from stages.shared import artifacts
@@ -83,7 +83,9 @@ def describe(task: Task, size: int) -> Photos:
     with working_in(task.folder):
         path = artifacts.inspected_features(size, CROP)
         if not path.exists():
-            save_features(path, features_at(size, task.train, ARCHITECTURE, task.source, task.transform, CPU))
+            larger = enlarged(task.transform, size)
+            extract = extractor(ARCHITECTURE, task.source, larger, CPU)
+            save_features(path, both_ways(extract, task.train, larger))
         train, inspected = (load_file(file) for file in (feature_files()[0], path))
         return Photos(
             views_of(train),
