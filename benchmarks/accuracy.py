@@ -87,7 +87,7 @@ def run_ours(task: Task, seed: int, device: torch.device) -> float:
         [image for image, _ in task.train], max(max(image.shape[:2]) for image, _ in task.train)
     )
     split = TrainSplit(pixels, sizes, labels_of(task.train))
-    settings = {"crop": task.crop, "epochs": task.epochs, "batch_size": task.batch_size}
+    settings: dict[str, Any] = {"crop": task.crop, "epochs": task.epochs, "batch_size": task.batch_size}
     chosen = torch.arange(len(split))
     fit_recipe(model, split, chosen, **settings, device=device, seed=seed, name=f"ours, seed {seed}")
     tests = np.stack([resize_center_crop(image, task.resize, task.crop) for image, _ in task.test])

@@ -26,7 +26,7 @@ OPSET = 18
 
 def measure_evaluation(work: Workload, size: Size, folder: Path, device: torch.device, precision: torch.dtype) -> Rows:
     """Images per second over the test split, pixels in and logits out, and how far the fast way's logits are off."""
-    model, pixels = trained_model(work, size, device), work.test.pixels
+    model, pixels = trained_model(work, size, device), work.test.pixels[:]
     transform = Transform(size.resize, size.crop, MEAN, STD)
     settings: dict[str, Any] = {"transform": transform, "device": device, "batch_size": size.batch_size}
     fast = fast_predictor(model, **settings, precision=precision, compiled=size.compiled)

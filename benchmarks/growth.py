@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,7 +80,7 @@ def _spread(rates: list[float]) -> float:
 def main(split_dir: str, images: str, crop: str, batch_size: str, device_name: str, out: str) -> None:
     split, side = load_train_split(Path(split_dir)), int(crop)
     chosen = chosen_images(int(images), len(split))
-    settings = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
+    settings: dict[str, Any] = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
     with process_group(torch.device(device_name)) as device:
         history = ours.fit_recipe(make_model(side), split, chosen, **settings, device=device, name="processes")
         if rank_and_world_size()[0] == 0:

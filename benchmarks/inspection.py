@@ -78,7 +78,8 @@ def watching_memory() -> Iterator[list[int]]:
 def own_bytes() -> int:
     """Without the pages of mapped files, which the system takes back when it needs them."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
+    (kilobytes,) = re.findall(r"RssAnon:\s+(\d+) kB", status)
+    return int(kilobytes) * 1024
 
 
 def prepare(num_train: int, num_test: int, side: int, num_features: int) -> None:

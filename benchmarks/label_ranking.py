@@ -58,7 +58,7 @@ def load(path: Path, split: str, model: torch.nn.Module) -> tuple[np.ndarray, np
     with torch.inference_mode():
         for batch in np.array_split(crops, len(crops) // 64 + 1):
             pixels = torch.from_numpy(((batch / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2))
-            rows.append(model.features(pixels).mean((2, 3)).numpy())  # type: ignore[operator, union-attr]
+            rows.append(model.features(pixels).mean((2, 3)).numpy())  # type: ignore[operator]
     return np.concatenate(rows), np.array([classes.index(name.split("/")[2]) for name in names])
 
 

@@ -24,7 +24,7 @@ from stages.shared.reproducibility import choose_device, describe_machine
 
 RESULT = Path(__file__).parent / "results" / "search.json"
 TASK = "drawn-60"
-GRID = {"recipe.lr": [0.001, 0.003, 0.01, 0.03], "recipe.head_lr_multiplier": [1, 10, 100]}
+GRID: dict[str, list[Any]] = {"recipe.lr": [0.001, 0.003, 0.01, 0.03], "recipe.head_lr_multiplier": [1, 10, 100]}
 SPACE = Space(
     name="rates",
     title="Rates of fine-tuning",

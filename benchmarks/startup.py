@@ -12,6 +12,7 @@ if __name__ == "__main__":
 import statistics
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def main(folder: str, images: str, crop: str, batch_size: str, device_name: str,
     model = make_model(side)
     loaded = time.monotonic()
     chosen = chosen_images(int(images), len(train))
-    settings = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
+    settings: dict[str, Any] = {"crop": side, "epochs": EPOCHS, "batch_size": int(batch_size)}
     history = fit_recipe(model, train, chosen, **settings, device=device, name="startup")
     trained = time.monotonic()
     logits = predict_logits(model, test.pixels, Transform(side, side, MEAN, STD), device=device)

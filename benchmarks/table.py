@@ -66,7 +66,7 @@ def write_table(folder: Path) -> str:
 
 def render(cuda: Sequence[Mapping[str, Any]], cpu: Mapping[str, Any] | None) -> str:
     """Markdown of the results of every CUDA device and of the CPU, each as __main__ writes it."""
-    devices = cuda or [None]
+    devices: list[Mapping[str, Any] | None] = [*cuda] or [None]
     titles = ["", "target, CUDA", *(_device_name(result) for result in devices), "target, CPU", "CPU"]
     lines = [
         "| " + " | ".join(titles) + " |",

@@ -70,8 +70,9 @@ def timm_loader(
     setting: Setting, *, training: bool
 ) -> tuple[Iterable[Batch], Callable[[Iterable[Batch]], Iterable[Batch]]]:
     """timm's loader of uint8 host batches, and its prefetcher, which brings such batches to the device and normalises them."""
+    photos: Any = Photos(setting.files, lambda image: image)  # timm names its own data sets; any map-style one will do
     created: Any = create_loader(
-        Photos(setting.files, lambda image: image), (3, setting.crop, setting.crop), setting.batch_size,
+        photos, (3, setting.crop, setting.crop), setting.batch_size,
         is_training=training, color_jitter=0.0, mean=MEAN, std=STD, num_workers=setting.num_workers,
         pin_memory=setting.device.type == "cuda", persistent_workers=setting.num_workers > 0, device=setting.device,
     )  # fmt: skip

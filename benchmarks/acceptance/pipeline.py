@@ -87,8 +87,8 @@ def predict_claims(setup: Setup, drawn: Path) -> Iterator[Claim]:
     """predict.py on the device answers as predict.py on the CPU."""
     photos, answers = draw_photos(drawn), []
     for provider in (setup.device, "cpu"):
-        words = ["--json", "--provider", provider, "--model", drawn / "artifacts" / "model.onnx"]
-        command = [sys.executable, ROOT / "consumers" / "predict.py", *words, *photos]
+        words = ["--json", "--provider", provider, "--model", str(drawn / "artifacts" / "model.onnx")]
+        command = [sys.executable, str(ROOT / "consumers" / "predict.py"), *words, *map(str, photos)]
         run = subprocess.run(command, capture_output=True, text=True)
         yield hold(f"predict.py --provider {provider}", run.returncode == 0, last_line(run.stderr), "exit 0")
         answers.append([json.loads(line)["probabilities"] for line in run.stdout.splitlines()])

@@ -67,22 +67,26 @@ def prepare(name: str, real: Path, work: Path) -> Task:
             preprocess.main()
             start = time.process_time()
             features.main()
-            train, test = (sum(values.size for values in load_file(path).values()) for path in feature_files())
-            share = train / (train + test)  # the test's features are none of training's work
-            taken = share * (time.process_time() - start)
+            taken = training_share() * (time.process_time() - start)
             inspect.main()
             seconds.write_text(str(taken))
         manifest, test = load_manifest(artifacts.MANIFEST), load_test_split(artifacts.TEST_SPLIT)
         return Task(
             folder=folder,
             train=load_train_split(artifacts.TRAIN_SPLIT),
-            test_pixels=test.pixels,
+            test_pixels=test.pixels[:],
             test_labels=np.asarray(test.labels),
             class_names=manifest.class_names,
             transform=manifest.transform,
             source=folder / artifacts.SOURCE_MODEL / "weights.safetensors",
             feature_seconds=float(seconds.read_text()),
         )
+
+
+def training_share() -> float:
+    """Of the features' values, those of training images: the test's are none of training's work."""
+    train, test = (sum(values.size for values in load_file(path).values()) for path in feature_files())
+    return train / (train + test)
 
 
 def feature_files() -> tuple[Path, Path]:

@@ -35,17 +35,19 @@ class Connection:
     """One that is kept, and opened again where the server closed it."""
 
     def __init__(self, port: int) -> None:
-        self.port, self.reader, self.writer = port, None, None
+        self.port = port
+        self.opened: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> str:
         """The status, or the name of what went wrong."""
         try:
-            if self.writer is None or self.reader.at_eof():  # never used, or closed by the server while it was idle
-                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-            self.writer.write(request)
-            header = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+            if self.opened is None or self.opened[0].at_eof():  # never used, or closed by the server while it was idle
+                self.opened = await asyncio.open_connection("127.0.0.1", self.port)
+            reader, writer = self.opened
+            writer.write(request)
+            header = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = header.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            await self.reader.readexactly(int(length))
+            await reader.readexactly(int(length))
             if b"connection: close" in header:
                 self.close()
             return header[9:12].decode()
@@ -54,9 +56,9 @@ class Connection:
             return type(error).__name__
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-        self.writer = None
+        if self.opened is not None:
+            self.opened[1].close()
+        self.opened = None
 
 
 async def timed(connection: Connection, request: bytes, load: Load) -> None:
