@@ -1,6 +1,7 @@
-"""Dynamic batching: images of many requests through the model at once, within a budget of waiting and a bounded queue."""
+"""Dynamic batching: images of many requests through the model together, within a budget of waiting and a bounded queue."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +26,9 @@ class Item:
 class Batcher:
     """Answers images in the order of their arrival, those of one shape together.
 
-    compute: from images of one shape to as many answers; runs in a thread of its own, one batch at a time.
+    compute: from images of one shape to as many answers; runs in a thread.
+    at_once: batches that may run, so that the model need not wait for answers to be sent and requests to be read. Beside
+        another only a full one starts: images that come one by one are run together.
     budget: seconds that the first image of a batch waits for more, while `num_expected()` says that more are on their way.
     observe: told the size of each batch and the seconds it took.
     """
@@ -35,15 +38,17 @@ class Batcher:
         compute: Callable[[list[np.ndarray]], list[Any]],
         *,
         max_batch: int,
+        at_once: int,
         max_queue: int,
         budget: float,
         num_expected: Callable[[], int],
         observe: Callable[[int, float], None],
     ) -> None:
         self.compute, self.observe, self.num_expected = compute, observe, num_expected
-        self.max_batch, self.max_queue, self.budget = max_batch, max_queue, budget
+        self.max_batch, self.at_once, self.max_queue, self.budget = max_batch, at_once, max_queue, budget
         self.queue: deque[Item] = deque()
-        self.arrival = asyncio.Event()
+        self.running = 0  # batches
+        self.change = asyncio.Event()  # of the queue, or of what is running
         self.closing = False
 
     async def submit(self, images: list[np.ndarray]) -> list[Any]:
@@ -53,32 +58,40 @@ class Batcher:
         loop = asyncio.get_running_loop()
         items = [Item(image, loop.create_future(), loop.time()) for image in images]
         self.queue.extend(items)
-        self.arrival.set()
+        self.change.set()
         return await asyncio.gather(*(item.answer for item in items))
 
     async def run(self) -> None:
         """Answer until `close`, and then what is left."""
-        with ThreadPoolExecutor(1, "model") as thread:
-            while not (self.closing and not self.queue):
-                if self.queue:
-                    await self._wait_for_more()
-                    await self._answer(self._take(), thread)
-                else:
-                    self.arrival.clear()
-                    await self.arrival.wait()
+        with ThreadPoolExecutor(self.at_once, "model") as threads:
+            async with asyncio.TaskGroup() as batches:
+                while not (self.closing and not self.queue):
+                    if self._may_start():
+                        await self._wait_for_more()
+                        if items := self._take():
+                            self.running += 1
+                            batches.create_task(self._answer(items, threads))
+                    else:
+                        await self._wait_for_change()
 
     def close(self) -> None:
         self.closing = True
-        self.arrival.set()
+        self.change.set()
+
+    def _may_start(self) -> bool:
+        if self.running:
+            return self.running < self.at_once and len(self.queue) >= self.max_batch
+        return bool(self.queue)
+
+    async def _wait_for_change(self) -> None:
+        self.change.clear()
+        await self.change.wait()
 
     async def _wait_for_more(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self.queue[0].arrived + self.budget):
                 while len(self.queue) < min(self.max_batch, self.num_expected()):
-                    self.arrival.clear()
-                    await self.arrival.wait()
-        except TimeoutError:
-            return
+                    await self._wait_for_change()
 
     def _take(self) -> list[Item]:
         """The first image and those of its shape; who has gone meanwhile is left out."""
@@ -92,15 +105,15 @@ class Batcher:
         self.queue.extendleft(reversed(others))
         return taken
 
-    async def _answer(self, items: list[Item], thread: ThreadPoolExecutor) -> None:
-        if not items:
-            return
+    async def _answer(self, items: list[Item], threads: ThreadPoolExecutor) -> None:
         started = time.perf_counter()
         images = [item.image for item in items]
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(thread, self.compute, images)
+            answers = await asyncio.get_running_loop().run_in_executor(threads, self.compute, images)
         except Exception as error:  # the requests are told, and the next batch goes on
             answers = [error] * len(items)
+        self.running -= 1
+        self.change.set()
         self.observe(len(items), time.perf_counter() - started)
         for item, answer in zip(items, answers, strict=True):
             if item.answer.done():

@@ -36,6 +36,7 @@ class Service:
         self.batcher = Batcher(
             self.infer,
             max_batch=max_batch,
+            at_once=2 if file.provider == "cpu" else 1,
             max_queue=max_queue,
             budget=budget,
             num_expected=lambda: self.admission.requests,
