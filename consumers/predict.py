@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("stdout is closed; answers go there, or into --output FILE")
         if options.rank:
             return rank(options)
-        model = load_model(options.model, options.provider, num_threads=CORES // AT_ONCE)
+        model = load_model(options.model, options.provider, at_once=AT_ONCE)
         with open_writer(model, options) as (write, done):
             images = ((name, source) for name, source in find_images(options.images) if printable(name) not in done)
             tally: Counter[str] = Counter()
@@ -226,7 +226,7 @@ def beside(name: str) -> Any:
 def rank(options: argparse.Namespace) -> int:
     """Print the names, first what is worth the most to label. Returns the exit code."""
     ranking = beside("predict_rank")
-    model = load_model(options.model, options.provider, with_features=True, num_threads=CORES // AT_ONCE)
+    model = load_model(options.model, options.provider, with_features=True, at_once=AT_ONCE)
     tally: Counter[str] = Counter()
     names, answers = [], []
     for name, result in classify(model, find_images(options.images), options.batch_size):
@@ -302,17 +302,31 @@ def printable(name: str) -> str:
 # the model
 
 
-def load_model(path: Path, provider: str, with_features: bool = False, num_threads: int = 0) -> Model:
-    """A file that keeps to its contract; a batch runs on `num_threads` cores, 0 for all. Raises UsageError saying where it does not."""
+def load_model(path: Path, provider: str, with_features: bool = False, at_once: int = 1) -> Model:
+    """A file that keeps to its contract, for `at_once` batches beside each other, each on its share of the cores.
+
+    One at a time where images come at full size, and on a GPU. Raises UsageError saying what is wrong with the file.
+    """
     content = read_model(path)
-    session = open_session(path, content, provider, num_threads)
+    at_once = at_once if provider == "cpu" else 1
+    session = open_session(path, content, provider, CORES // at_once)
     metadata = session.get_modelmeta().custom_metadata_map
+    class_names, side, thresholds = read_metadata(path, metadata)
+    if side is None and at_once > 1:
+        return load_model(path, provider, with_features)
     if with_features and metadata.get("features"):  # the name of a tensor inside
         content = beside("predict_rank").with_output(content, metadata["features"])
-        session = open_session(path, content, provider, num_threads)
+        session = open_session(path, content, provider, CORES // at_once)
+    check_inputs(path, session, side)
     found = {output.name: output for output in session.get_outputs()}
     probabilities = found.get("probabilities", session.get_outputs()[0])
-    class_names, side, thresholds = read_metadata(path, metadata)
+    if not probabilities.shape or probabilities.shape[-1] != len(class_names):
+        raise UsageError(f"{path}: {len(class_names)} class names for outputs {probabilities.shape}; export it again")
+    outputs = (probabilities.name, *({"familiarity", metadata.get("features", "")} & set(found)))
+    return Model(session, class_names, side, at_once, outputs, *thresholds)
+
+
+def check_inputs(path: Path, session: onnxruntime.InferenceSession, side: int | None) -> None:
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         takes = ", ".join(f"{value.name}: {value.type} {value.shape}" for value in inputs)
@@ -321,11 +335,6 @@ def load_model(path: Path, provider: str, with_features: bool = False, num_threa
         raise UsageError(
             f"{path}: takes crops of {inputs[0].shape[1:3]}, cut by its caller; use model.onnx for pictures"
         )
-    if not probabilities.shape or probabilities.shape[-1] != len(class_names):
-        raise UsageError(f"{path}: {len(class_names)} class names for outputs {probabilities.shape}; export it again")
-    outputs = (probabilities.name, *({"familiarity", metadata.get("features", "")} & set(found)))
-    at_once = AT_ONCE if side and provider == "cpu" else 1
-    return Model(session, class_names, side, at_once, outputs, *thresholds)
 
 
 def read_model(path: Path) -> bytes:

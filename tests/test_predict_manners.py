@@ -310,6 +310,16 @@ def test_images_are_resized_by_pillow_where_the_model_names_its_resize(
     assert shapes == [(24, 24, 3)] * 3
 
 
+@pytest.mark.parametrize(("transform", "at_once", "num_threads"), [({"resize": 24, "crop": 16}, 4, 2), (None, 1, 8)])
+def test_batches_share_the_cores_unless_images_come_at_full_size(
+    transform: object, at_once: int, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "CORES", 8)
+    write_tiny_model(tmp_path / "m.onnx", test_transform=transform)
+    model = predict.load_model(tmp_path / "m.onnx", "cpu", at_once=4)
+    assert (model.at_once, model.session.get_session_options().intra_op_num_threads) == (at_once, num_threads)
+
+
 @pytest.mark.parametrize("size", [(149, 224), (224, 149), (168, 224), (40, 300)])
 def test_tall_and_wide_pictures_are_resized_as_in_training(size: tuple[int, int]) -> None:
     picture = io.BytesIO()

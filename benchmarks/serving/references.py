@@ -71,7 +71,7 @@ def decode_alone(path: Path, photos: list[bytes], seconds: float) -> tuple[float
 
 def classify_alone(path: Path, photos: list[bytes], seconds: float) -> tuple[float, float]:
     """The same of predict.py's whole loop in this process: what a server could reach that did nothing besides."""
-    model = predict.load_model(path, "cpu", num_threads=1)
+    model = predict.load_model(path, "cpu", at_once=predict.AT_ONCE)
     with files_of(photos) as files:
         return _rate(predict.classify(model, files, BATCH_SIZE), seconds)
 
