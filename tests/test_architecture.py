@@ -137,7 +137,18 @@ def test_only_evaluations_open_the_test_labels():
     assert naming == {Path("stages/shared/dataset.py"), Path("stages/preprocess/store.py")}
 
 
-@pytest.mark.parametrize("name", sorted({"features", "inspect", "train", "select"} & set(STAGES)))
+def test_what_evaluations_found_is_read_by_those_alone_who_tell_it():
+    """predictions.csv has the test labels too. Of the flows promotion alone reads it; no sweep and no search does."""
+    readers = {name for name in STAGES for file in sources(stage_unit(name)) if "predictions.csv" in names_used(file)}
+    assert readers == {"evaluate", "compare", "report"}
+    flows = [file.relative_to(ROOT) for file in (ROOT / "flows").rglob("*.py")]
+    naming = {file for file in flows if any("predictions.csv" in name for name in names_used(file))}
+    assert naming == {Path("flows/promote/measured.py")}
+    assert not [file for file in flows if any("labels.npy" in name for name in names_used(file))]
+    assert not [file for file in flows if names_used(file) & {"load_test_split", "load_labels_before_fixes"}]
+
+
+@pytest.mark.parametrize("name", sorted({"features", "inspect", "train", "select", "export"} & set(STAGES)))
 def test_nothing_that_chooses_comes_after_an_evaluation(name):
     found, todo = {name}, [name]
     while todo:
