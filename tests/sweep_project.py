@@ -35,7 +35,7 @@ stages:
 """
 PARAMS = """\
 width: 3
-dataset: {source: synthetic}
+dataset: {source: synthetic, fixes: fixes.yaml}
 model: {weights: synthetic}
 train:
   finetune: {lr: 0.1, seed: null}

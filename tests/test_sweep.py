@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows import dvc_stages
+from flows.sweep import experiments
 from tests import sweep_project
 from tests.toy_project import commit_project, dvc, fork_dvc, git, identify, processes_in, wait_until
 
@@ -234,6 +235,18 @@ def test_uncommitted_code_is_refused(server: str, toy: Path) -> None:
     assert state.is_failed()
     assert "params.yaml" in state.message
     assert "commit these first" in state.message
+
+
+def test_an_uncommitted_list_of_corrections_is_refused_under_any_name(toy: Path) -> None:
+    params = (toy / "params.yaml").read_text()
+    (toy / "params.yaml").write_text(params.replace("fixes.yaml", "reviewed.yaml"))
+    (toy / "reviewed.yaml").write_text("[]\n")
+    git(toy, "add", "--all")
+    git(toy, "commit", "--quiet", "--message", "take another list")
+    experiments.committed(toy)
+    (toy / "reviewed.yaml").write_text("[{}]\n")
+    with pytest.raises(ValueError, match=r"commit these first(.|\n)*reviewed\.yaml"):
+        experiments.committed(toy)
 
 
 def test_a_second_sweep_of_the_same_name_is_turned_away(server: str, toy: Path) -> None:

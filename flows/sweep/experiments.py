@@ -23,8 +23,8 @@ from flows.sweep.capacity import Memory, free_gpu_memory
 from flows.sweep.plan import Experiment
 
 CHECKOUTS = Path(".cache/sweep")
-# What an experiment is made of, and must be committed.
-CODE = ("params.yaml", "fixes.yaml", "dvc.yaml", "stages", "synthetic_images", "masking.py")
+# What an experiment is made of, beside the list of corrections that params.yaml names, and must be committed.
+CODE = ("params.yaml", "dvc.yaml", "stages", "synthetic_images", "masking.py")
 TAIL = 20  # lines of a failed run that are shown
 _preparing = threading.Lock()  # DVC's settings are edited in this process
 
@@ -46,7 +46,8 @@ class Stopped(Exception):  # noqa: N818, said as what happened
 
 def committed(project: Path) -> str:
     """The project's last commit. Raises ValueError where code or params differ from it: experiments are made of commits."""
-    if changed := git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE):
+    fixes = params_at(project, "HEAD")["dataset"]["fixes"]
+    if changed := git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE, fixes):
         raise ValueError(
             f"{project}: commit these first, or set values with -S; a sweep runs the last commit:\n{changed}"
         )
