@@ -16,6 +16,7 @@ from flows import overrides
 from flows.project import read_yaml
 from flows.search import results, worker
 from flows.search import study as studies
+from flows.search.__main__ import parser
 from flows.search.space import FOLDER, Space, load_space
 from flows.sweep.experiments import ExperimentFailed
 from tests import sweep_project
@@ -146,6 +147,7 @@ WORKER = """
 import json, sys, time
 from pathlib import Path
 from flows.search import study as studies, worker
+from flows.search.__main__ import parser
 from flows.search.space import Space
 folder, trials, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 space = Space.model_validate(json.loads(sys.argv[4]))
@@ -217,3 +219,10 @@ def test_the_command_searches_by_validation_and_tests_the_winner_alone(
     assert len((notes / "trained").read_text().splitlines()) == trained
     names = dvc(toy, "exp", "list", "--name-only").split()
     assert sum(name.endswith("-tested") for name in names) == 1
+
+
+@pytest.mark.parametrize("wrong", [["--threads", "0"], ["--trials", "-1"], ["--workers", "two"]])
+def test_a_number_that_is_none_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["finetune", *wrong])
+    assert f"argument {wrong[0]}: '{wrong[1]}' is not a whole number from 1" in capsys.readouterr().err

@@ -20,7 +20,7 @@ PATIENCE = 3  # workers in a row that end with an error before the search does
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     settings = overrides.from_arguments(arguments)
     chosen = space.load_space(arguments.space)
     chosen = chosen.model_copy(update={"settings": {**chosen.settings, **settings}})
@@ -71,13 +71,13 @@ def run_workers(given: dict[str, Any], count: int, seed: int) -> None:
             supervise.stop(process, grace=GRACE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.search", description="Search a recipe's keys by validation.")
     ready = ", ".join(sorted(file.stem for file in space.FOLDER.glob("*.yaml")))
     parser.add_argument("space", help=f"{ready}, or a YAML file")
-    parser.add_argument("--trials", type=int, default=40, help="settings to try, in all (default: 40)")
-    parser.add_argument("--workers", type=int, help="trials at a time (default: one a core)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: 1)")
+    parser.add_argument("--trials", type=capacity.count, default=40, help="settings to try, in all (default: 40)")
+    parser.add_argument("--workers", type=capacity.count, help="trials at a time (default: one a core)")
+    parser.add_argument("--threads", type=capacity.count, default=1, help="CPU threads of each (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
     overrides.add_arguments(parser)
     return parser

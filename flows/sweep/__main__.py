@@ -7,7 +7,7 @@ from typing import Any
 
 from flows import overrides
 from flows.foreground import run_flow
-from flows.sweep import experiments, plan
+from flows.sweep import capacity, experiments, plan
 
 GRACE = 40.0  # seconds for the flow to stop its experiments, of which each has 10, and to tell the server
 
@@ -32,19 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.sweep", description="Run a sweep as DVC experiments.")
     ready = ", ".join(sorted(file.stem for file in plan.FOLDER.glob("*.yaml")))
     parser.add_argument("sweep", help=f"{ready}, or a YAML file")
-    parser.add_argument("--seeds", type=_count, default=3, help="runs of each point (default: 3)")
-    parser.add_argument("--jobs", type=_count, help="runs at a time (default: what cores and memory allow)")
-    parser.add_argument("--threads", type=_count, default=1, help="CPU threads of each run (default: 1)")
+    parser.add_argument("--seeds", type=capacity.count, default=3, help="runs of each point (default: 3)")
+    parser.add_argument("--jobs", type=capacity.count, help="runs at a time (default: what cores and memory allow)")
+    parser.add_argument("--threads", type=capacity.count, default=1, help="CPU threads of each run (default: 1)")
     overrides.add_arguments(parser)
     parser.add_argument("--git-remote", metavar="NAME", help="let Prefect workers run the points and push them there")
     parser.add_argument("--dry-run", action="store_true", help="only show the experiments")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

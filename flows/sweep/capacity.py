@@ -1,5 +1,6 @@
 """Tell how many experiments this machine holds at a time."""
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -41,6 +42,13 @@ def free_gpu_memory() -> int:
     done = subprocess.run(query, capture_output=True, text=True)
     text = done.stdout.strip()
     return int(text) * 2**20 if done.returncode == 0 and text.isdigit() else 0
+
+
+def count(text: str) -> int:
+    """A number of runs or of threads on a command line. Raises ArgumentTypeError."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def num_cores() -> int:
