@@ -226,7 +226,7 @@ def set_head(model: nn.Module, head: tuple[str, ...], weight: np.ndarray, bias: 
     if not isinstance(head_module(model, head), nn.Linear):
         raise ValueError(
             f"head: probe needs a linear layer, and {head[0].rpartition('.')[0]} is a {type(head_module(model, head)).__name__}: "
-            "set head: random and final: retrained for this recipe, remove it, or take another model.architecture"
+            "set head: random for this recipe, remove it, or take another model.architecture"
         )
     state = model.state_dict()
     for name in head:

@@ -48,9 +48,7 @@ def known_row(text: str) -> str:
 
 def inside(text: str) -> str:
     if Path(text).is_absolute() or ".." in Path(text).parts:
-        raise ValueError(
-            "is a path inside the dataset, as labels.csv; put the file there, for what lies elsewhere is not tracked"
-        )
+        raise ValueError("must be a path inside the dataset, as labels.csv: what lies elsewhere is not tracked")
     return text
 
 
