@@ -31,7 +31,7 @@ flow: .venv/installed  ## Run the same stages as a Prefect flow
 	$(BIN)/python -m flows.pipeline
 
 experiments: .venv/installed  ## Show the experiments side by side: settings and accuracies that differ, a screenful
-	@$(BIN)/dvc exp show --only-changed --md --drop '.*/.*|.*\.py|base_recipe.*|.*_loss|.*_ece|.*roc_auc|.*_per_second|Created'
+	@$(BIN)/dvc exp show --only-changed --md --drop '.*/.*|.*\.py|fixes\.yaml|synthetic_images|base_recipe.*|.*_loss|.*_ece|.*roc_auc|.*_per_second|Created'
 
 serve: .venv/installed  ## Start a Prefect server and the nightly schedule
 	$(BIN)/python -m flows.serve
