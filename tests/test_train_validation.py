@@ -83,7 +83,8 @@ def test_validation_is_reported_with_intervals_and_null_where_there_is_none(spli
     assert list(nothing) == list(found)
 
 
-def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+def test_the_interval_of_a_mean_of_few_skewed_losses_covers_it_nearly_as_often_as_it_says():
+    """Of 60: Student's t leaves out a little more than 5 % where a few losses are large. Of 300 it does not, below."""
     generator, covered = np.random.default_rng(0), 0
     for _ in range(500):
         low, high = mean_interval(generator.exponential(0.5, 60))
