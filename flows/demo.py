@@ -14,7 +14,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from flows import warm
-from flows.project import dvc_command, read_yaml, stage_environment
+from flows.project import dvc_command, git, read_yaml, stage_environment
 from flows.sweep.capacity import num_cores
 
 ROOT = Path(__file__).parents[1]
@@ -33,14 +33,8 @@ def main() -> None:
 
 
 def project_files() -> list[str]:
-    """The checkout's files as git knows them, uncommitted edits included."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    names = listed.stdout.decode().split("\0")
+    """The checkout's files as git knows them, uncommitted edits included. Raises ValueError outside git."""
+    names = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
     return [name for name in names if name and (ROOT / name).is_file() and name != "dvc.lock"]
 
 
@@ -74,24 +68,30 @@ def override(path: Path, values: dict[str, object]) -> None:
 
 def commit(folder: Path) -> None:
     """Make the copy a repository, so that `dvc metrics diff` and `dvc exp run` work in it too."""
-    git = ["git", "-c", "user.name=demo", "-c", "user.email=demo@localhost"]
     if not (folder / ".git").exists():
-        subprocess.run([*git, "init", "--quiet"], cwd=folder, check=True)
-    subprocess.run([*git, "add", "--all"], cwd=folder, check=True)
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "The demo"], cwd=folder, check=True)
+        git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    author = ["-c", "user.name=demo", "-c", "user.email=demo@localhost"]
+    git(folder, *author, "commit", "--quiet", "--allow-empty", "--message", "The demo")
 
 
 def repro() -> None:
-    """Run the stages, the trainings side by side: none needs another, and on a thread each they waste less than on two."""
+    """Run the stages: the trainings side by side, on a thread each, which wastes less than two; evaluations beside the export."""
     recipes = list(read_yaml(DEMO / "params.yaml")["train"])
     with warm.python(light=["stages.download dataset"]) as folder:
         environment = stage_environment()
         environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
         run([dvc_command("repro", "inspect")], environment)
         threads = str(max(1, num_cores() // len(recipes)))
-        trainings = [dvc_command("repro", "--single-item", f"train@{recipe}") for recipe in recipes]
-        run(trainings, {**environment, "OMP_NUM_THREADS": threads})
+        run([these_alone(f"train@{recipe}") for recipe in recipes], {**environment, "OMP_NUM_THREADS": threads})
+        evaluations = these_alone("zero_shot", *(f"evaluate@{recipe}" for recipe in recipes), "compare")
+        run([evaluations, these_alone("select", "export", "check_parity")], environment)
         run([dvc_command("repro")], environment)
+
+
+def these_alone(*stages: str) -> list[str]:
+    """The command that runs the stages in this order and looks at no others, whose files another DVC may be writing."""
+    return dvc_command("repro", "--single-item", *stages)
 
 
 def run(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> None:
@@ -116,4 +116,7 @@ def from_here(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import networkx
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
@@ -83,14 +84,21 @@ def claimed(lock: Path) -> Iterator[None]:
 def plan(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
     """The stages that `targets` need (all for none), each after its upstreams.
 
-    Raises ValueError where dvc.yaml has no such target; DvcException where the graph cannot be read.
+    Raises ValueError where there is no DVC project in git or dvc.yaml has no such target; DvcException where the graph cannot be read.
     """
-    with contextlib.chdir(root), Repo() as repo:  # DVC names stages relative to the working directory
+    with contextlib.chdir(root), _project(root) as repo:  # DVC names stages relative to the working directory
         graph = repo.index.graph  # an edge leads from a stage to its upstream
         wanted = _with_upstreams(repo, graph, list(targets))
         ordered = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted and stage.cmd]
         names = {stage: stage.addressing for stage in ordered}
         return [Stage(names[s], tuple(sorted(names[u] for u in graph.successors(s) if u in names))) for s in ordered]
+
+
+def _project(root: Path) -> Repo:
+    try:
+        return Repo()
+    except DvcException as error:
+        raise ValueError(f"{root.resolve()}: {error}; run from the project's root, in a git clone") from None
 
 
 def is_unchanged(root: Path, stage: str) -> bool:

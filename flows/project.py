@@ -16,8 +16,11 @@ TRANSIENT = os.EX_TEMPFAIL  # exit code of a stage that asks to be tried again
 
 
 def git(folder: Path, *words: str) -> str:
-    """Return what a git command prints. Raises ValueError with what git complains about."""
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+    """Return what a git command prints. Raises ValueError with what git complains about, or where there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ValueError("git is not installed; the project's files and experiments are known by it") from None
     if done.returncode:
         raise ValueError(f"{folder}: `git {' '.join(words)}` failed: {done.stderr.strip()}")
     return done.stdout.strip()

@@ -7,7 +7,7 @@ While the server still imports, it waits: to import the same beside it would tak
 """
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -27,6 +27,7 @@ GRACE = 10.0  # seconds for a stage to end when the command has
 PATIENCE = 120.0  # seconds that a client waits for a server whose end it has not been told
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "scipy.stats", "sklearn.metrics", "sklearn.linear_model",
              "matplotlib.figure", "PIL.Image", "pydantic", "ruamel.yaml", "safetensors.torch", "jinja2", "tqdm")  # fmt: skip
+SLOW = 2  # of them: half of the time
 
 CLIENT = """\
 import json, os, socket, sys, time
@@ -69,12 +70,15 @@ def python(libraries: Sequence[str] = LIBRARIES, light: Sequence[str] = ()) -> I
 
 def main(address: str, *libraries: str) -> None:
     """Serve requests side by side, each by a fork that waits for the stage's. Until the libraries are there, none can connect."""
+    helper = compile_beside(libraries[SLOW:])
     try:
         for library in libraries:
             importlib.import_module(library)
     except BaseException:
         Path(address).with_name("failed").touch()
         raise
+    if helper:
+        os.waitpid(helper, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the waiting forks
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{address}.part")
@@ -87,6 +91,22 @@ def main(address: str, *libraries: str) -> None:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     listener.close()
                     _serve(connection)
+
+
+def compile_beside(libraries: Sequence[str]) -> int | None:
+    """Where libraries were never imported yet, import them in a fork too, for the bytecode that it leaves; returns its process ID."""
+    specs = [importlib.util.find_spec(library.partition(".")[0]) for library in libraries]
+    compiled = all(spec and spec.cached and Path(spec.cached).exists() for spec in specs)
+    if compiled or sys.dont_write_bytecode:
+        return None
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for library in libraries:
+                importlib.import_module(library)
+        finally:
+            os._exit(0)
+    return pid
 
 
 def _serve(connection: socket.socket) -> NoReturn:

@@ -1,8 +1,7 @@
 """The demo's copy of the checkout: what git knows of, edited params, a repository of its own; the checkout stays as it is."""
 
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import demo, warm
+from flows.project import read_yaml
 from tests.experiment import git
 
 PARAMS = "seed: 0  # kept\ndataset:\n  source: http://far/a.zip\ntrain:\n  finetune:\n    epochs: 5\n"
@@ -109,25 +109,67 @@ def cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("checkout", "cold")
-def test_the_trainings_run_side_by_side_between_what_they_need_and_what_needs_them(
+def test_the_trainings_run_side_by_side_between_what_they_need_and_what_needs_them_and_so_do_evaluations_and_export(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stage here leaves its name; each training waits until both have begun."""
+    """A command here leaves the name of its last stage, and those that are to run side by side wait for each other."""
     monkeypatch.setattr(demo, "num_cores", lambda: 6)
     script = (
         "import os, pathlib, sys, time\nname = sys.argv[-1]\nfound = sorted(map(str, pathlib.Path().glob('*.began')))\n"
         "pathlib.Path(f'{name}.began').write_text(f'{found} {os.environ.get(\"OMP_NUM_THREADS\")}')\n"
-        "while name.startswith('train@') and len(list(pathlib.Path().glob('train@*.began'))) < 2: time.sleep(0.01)\n"
+        "beside = [['train@finetune', 'train@scratch'], ['compare', 'check_parity']]\n"
+        "for names in beside:\n"
+        "    while name in names and not all(pathlib.Path(f'{n}.began').exists() for n in names): time.sleep(0.01)\n"
     )
     monkeypatch.setattr(demo, "dvc_command", lambda *words: [sys.executable, "-c", script, *words])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     demo.repro()
     began = {path.name.removesuffix(".began"): path.read_text() for path in demo.DEMO.glob("*.began")}
-    assert set(began) == {"inspect", "train@finetune", "train@scratch", "repro"}
+    assert set(began) == {"inspect", "train@finetune", "train@scratch", "compare", "check_parity", "repro"}
     assert began["inspect"] == "[] None"
     assert all("inspect.began" in began[f"train@{recipe}"] for recipe in ("finetune", "scratch"))
     assert all(began[f"train@{recipe}"].endswith(" 3") for recipe in ("finetune", "scratch"))
-    assert began["repro"] == "['inspect.began', 'train@finetune.began', 'train@scratch.began'] None"
+    assert all(
+        f"train@{recipe}.began" in began[name]
+        for recipe in ("finetune", "scratch")
+        for name in ("compare", "check_parity")
+    )
+    assert all(f"'{name}.began'" in began["repro"] for name in ("compare", "check_parity"))
+    assert began["repro"].endswith(" None")
+
+
+@pytest.mark.usefixtures("checkout", "cold")
+def test_the_stages_that_run_alone_are_those_that_dvc_yaml_has_in_an_order_that_gives_each_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commands beside each other share nothing that one of them writes."""
+    commands: list[list[Sequence[str]]] = []
+    monkeypatch.setattr(demo, "dvc_command", lambda *words: words)
+    monkeypatch.setattr(demo, "run", lambda asked, _: commands.append(asked))
+    demo.repro()
+    graph = read_yaml(Path(__file__).parents[1] / "dvc.yaml")["stages"]
+    trainings, (tested, shipped) = commands[1:3]
+    stages = [[name.partition("@")[0] for name in words[2:]] for words in (*trainings, tested, shipped)]
+    assert {name for names in stages for name in names} <= set(graph)
+    for names, others in ((stages[-2], stages[-1]), (stages[-1], stages[-2])):
+        read = {path for name in others for path in graph[name]["deps"]}
+        assert not [out for name in names for out in written(graph[name]) for path in read if touch(out, path)]
+    for names in stages:
+        for position, name in enumerate(names):
+            later = [out for other in names[position + 1 :] for out in written(graph[other])]
+            assert not [out for out in later for path in graph[name]["deps"] if touch(out, path)]
+
+
+def written(stage: dict[str, list[object]]) -> list[str]:
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
+    return [next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries]
+
+
+def touch(first: str, second: str) -> bool:
+    """One path is the other or lies in it; names of recipes are left open in dvc.yaml, and no recipe's files concern here."""
+    return "${" not in first + second and (
+        first == second or f"{second}/".startswith(f"{first}/") or f"{first}/".startswith(f"{second}/")
+    )
 
 
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
@@ -162,5 +204,5 @@ def test_every_override_of_the_demo_is_a_param_of_the_experiment() -> None:
 
 def test_outside_a_repository_the_demo_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "ROOT", tmp_path)
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(ValueError, match="not a git repository"):
         demo.project_files()

@@ -50,6 +50,11 @@ def test_plan_of_a_target_is_the_target_and_what_it_needs(shared: Path) -> None:
     assert {stage.name for stage in dvc_stages.plan(shared, ["download@model"])} == {"download@model"}
 
 
+def test_outside_git_plan_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run from the project's root, in a git clone"):
+        dvc_stages.plan(tmp_path)
+
+
 def test_downstreams_are_all_that_need_a_stage() -> None:
     chain = [dvc_stages.Stage("a", ()), dvc_stages.Stage("b", ("a",)), dvc_stages.Stage("c", ("b",))]
     assert dvc_stages.downstreams(chain) == {"a": {"b", "c"}, "b": {"c"}, "c": set()}

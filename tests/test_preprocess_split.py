@@ -152,6 +152,17 @@ def test_two_folders_for_one_split_are_refused(project):
         main()
 
 
+def test_splits_by_names_that_nobody_knows_are_not_taken_for_classes(project):
+    draw_folders("training_set", "test_set")
+    with pytest.raises(
+        ValueError, match=r"test_set and training_set hold the same folders \(hot, not\); if they are splits"
+    ):
+        main()
+    shutil.rmtree(IMAGES / "test_set" / "hot")  # two classes, one of which has the other's name inside
+    main()
+    assert load_manifest(MANIFEST).class_names == ("test_set", "training_set")
+
+
 def test_a_class_may_be_called_train(project):
     for name in ("bus", "train"):
         for i in range(3):

@@ -202,6 +202,17 @@ def test_recipe_without_mistakes_says_so(one_class):
     assert one_class.count("every test image was classified correctly") == 1
 
 
+def test_a_class_is_not_taken_for_itself(plain):
+    captions = re.findall(r"<figcaption>([^<]*?) taken for <strong>([^<]*)</strong>", plain)
+    assert captions
+    assert all(label != prediction for label, prediction in captions)
+
+
+def test_the_first_table_has_each_scores_interval_in_its_cell(plain):
+    cell = r'data-label="test acc\."><span>0\.\d+ <span class="muted small">\(0\.\d+ to \d\.\d+\)'
+    assert len(re.findall(cell, plain)) == 2
+
+
 def test_mistakes_and_right_answers_come_surest_first():
     rows = [
         {"path": "a", "label": "x", "prediction": "y", "p_x": "0.4", "p_y": "0.6", "correct": "0"},

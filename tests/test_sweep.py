@@ -304,6 +304,7 @@ def test_the_command_line_refuses_a_misspelt_key_before_anything_starts(toy: Pat
         done = subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True)
         assert done.returncode == 1
         assert "train.finetune.lrr: unknown key (in 2 of 2 points" in done.stderr
+        assert done.stdout == ""
     assert not (toy / ".cache").exists()
 
 

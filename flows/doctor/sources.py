@@ -31,13 +31,17 @@ def check_sources(root: Path) -> list[Finding]:
     """The dataset and the source weights, where params.yaml names an address or a path."""
     params, mirror = read_yaml(root / "params.yaml"), os.environ.get("MIRROR_BASE")
     dataset, weights = local_path(params, "dataset", "source"), local_path(params, "model", "weights")
-    is_name = weights != "synthetic" and re.fullmatch(r"\w+", weights) and not (root / weights).exists()
     return [
         check_source("dataset.source", dataset, root, mirror),
         check_named_weights(str(params["model"]["architecture"]), weights, root, mirror)
-        if is_name
+        if is_torchvisions_name(weights, root)
         else check_source("model.weights", weights, root, mirror),
     ]
+
+
+def is_torchvisions_name(weights: str, root: Path) -> bool:
+    """True for what may be a name such as IMAGENET1K_V1, which torchvision knows."""
+    return weights != "synthetic" and bool(re.fullmatch(r"\w+", weights)) and not (root / weights).exists()
 
 
 def check_named_weights(architecture: str, name: str, root: Path, mirror: str | None) -> Finding:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flows import dvc_stages, overrides
 from flows.checkout import local_path
-from flows.doctor.sources import check_source
+from flows.doctor.sources import check_source, is_torchvisions_name
 from flows.foreground import run_flow
 from flows.mend import refuse_conflict
 from flows.project import read_yaml
@@ -34,10 +34,17 @@ def check(root: Path, targets: list[str], settings: overrides.Settings) -> None:
     refuse_conflict(root / "dvc.lock")
     params = overrides.applied(read_yaml(root / "params.yaml"), settings)
     overrides.validate(root, [("params.yaml", params)])
-    source = local_path(params, "dataset", "source")
-    if "://" not in source and (found := check_source("dataset.source", source, root, None)).level == "fail":
-        raise ValueError(f"{found.subject}: {found.message}")
+    dataset, weights = local_path(params, "dataset", "source"), local_path(params, "model", "weights")
+    check_path("dataset.source", dataset, root)
+    if not is_torchvisions_name(weights, root):
+        check_path("model.weights", weights, root)
     dvc_stages.plan(root, targets)
+
+
+def check_path(key: str, source: str, root: Path) -> None:
+    """Raises ValueError where a source that is no address does not exist."""
+    if "://" not in source and (found := check_source(key, source, root, None)).level == "fail":
+        raise ValueError(f"{found.subject}: {found.message}")
 
 
 if __name__ == "__main__":

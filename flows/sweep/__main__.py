@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ def main() -> None:
     arguments = _parser().parse_args()
     settings = overrides.from_arguments(arguments)
     planned = plan.unfold(plan.load_sweep(arguments.sweep), arguments.seeds, settings)
+    print(f"checking the params of {len(planned):,} experiments", file=sys.stderr, flush=True)
+    experiments.validate(Path.cwd(), "HEAD", planned)
     if arguments.dry_run:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
         for experiment in planned:
             print(experiment.name, experiment.target, *experiment.overrides)
-    experiments.validate(Path.cwd(), "HEAD", planned)
-    if arguments.dry_run:
         return
     chosen: dict[str, Any] = {key: getattr(arguments, key) for key in ("seeds", "jobs", "threads", "git_remote")}
     flow_arguments = {"name": arguments.sweep, **chosen, "settings": settings}

@@ -68,6 +68,7 @@ def _split_folders(images_dir: Path) -> tuple[dict[str | None, tuple[Path, ...]]
     paths = {role: tuple(images_dir / name for name in names) for role, names in named.items()}
     train, validation, test = paths["training"], paths["validation"], paths["test"]
     if not (train or validation or test):
+        _refuse_unknown_splits(images_dir)
         return {None: (images_dir,)}, []
     if not train or not (validation or test):
         (found,) = train or validation[:1] or test
@@ -82,6 +83,17 @@ def _split_folders(images_dir: Path) -> tuple[dict[str | None, tuple[Path, ...]]
         f"{folder.name}/ is part of training, whose folds are what recipes are validated on" for folder in validation
     ]
     return {"train": (*train, *validation), "test": test}, remarks
+
+
+def _refuse_unknown_splits(images_dir: Path) -> None:
+    """Raises ValueError where all folders hold the same two subfolders or more: those will be the classes."""
+    inside = {name: _folders(images_dir / name) for name in _folders(images_dir)}
+    first = next(iter(inside.values()), [])
+    if len(inside) > 1 and len(first) > 1 and all(names == first for names in inside.values()):
+        raise ValueError(
+            f"{images_dir}: {' and '.join(inside)} hold the same folders ({', '.join(first)}); if they are splits, call them "
+            "train and test; if they are classes, take their files out of these folders"
+        )
 
 
 def _strangers(images_dir: Path, known: dict[Path, list[str]]) -> tuple[str, ...]:
