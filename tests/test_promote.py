@@ -174,6 +174,17 @@ def test_what_is_no_finished_run_is_refused(fresh: Path) -> None:
         registry.undo(fresh)
 
 
+def test_a_promoted_model_whose_files_are_gone_is_named_with_what_to_do(fresh: Path) -> None:
+    git(fresh, "tag", "model@v1.0.0", "HEAD")
+    with pytest.raises(ValueError, match=r"model@v1\.0\.0, which is promoted, is not here: .*--undo"):
+        decide(fresh, "good", RULE)
+
+
+def test_the_command_leaves_other_folders_alone(tmp_path: Path) -> None:
+    assert "no dvc.yaml; run this in the project's folder" in command(tmp_path, "good").stderr
+    assert not any(tmp_path.iterdir())
+
+
 def command(root: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "flows.promote", *words]
@@ -186,6 +197,8 @@ def test_the_command_promotes_lists_and_takes_back(fresh: Path) -> None:
     refused = command(fresh, "worse")
     assert refused.returncode == 1
     assert "worse is not promoted: accuracy" in refused.stdout
+    for words in (("good", "--undo"), ("--undo", "--list"), ("--undo", "--dry-run")):
+        assert command(fresh, *words).returncode
     assert command(fresh, "--list").stdout.startswith("model@v1.0.0 ")
     assert "taken back: model@v1.0.0; promoted now: nothing" in command(fresh, "--undo").stdout
 

@@ -11,6 +11,7 @@ from flows.promote import judge, measured, registry
 from flows.settings import Promotion
 
 OUTPUT = Path("artifacts/promotions")
+LOST = "which is promoted, is not here: get its files by `dvc fetch --all-tags`, or take it back by --undo"
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def decide(
         promoted = registry.current(project)
         if promoted and promoted[1] == commit:
             return Decision(True, promoted[0], f"{experiment} is promoted already, as {promoted[0]}")
-        candidate = measured.read(project, commit)
-        before = measured.read(project, promoted[1]) if promoted else None
+        candidate = _read(project, commit, "promote a finished run of every stage")
+        before = _read(project, promoted[1], f"{promoted[0]}, {LOST}") if promoted else None
         checks = judge.judge(candidate, before, rule)
         good = all(check.passed for check in checks)
         tag = registry.next_tag(project) if good else None
@@ -62,8 +63,16 @@ def _commit(project: Path, experiment: str) -> str:
         return found[0] if found else git(project, "rev-parse", "--verify", f"{experiment}^{{commit}}")
     except ValueError:
         raise ValueError(
-            f"{experiment}: no such experiment or commit; `dvc exp list --all-commits` shows them"
+            f"{experiment}: no such experiment or commit; `dvc exp list --all-commits` shows them,"
+            f" `dvc exp pull origin {experiment}` brings another clone's"
         ) from None
+
+
+def _read(project: Path, revision: str, advice: str) -> measured.Measured:
+    try:
+        return measured.read(project, revision)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from None
 
 
 def _text(experiment: str, before: str | None, tag: str | None, checks: list[judge.Check], dry_run: bool) -> str:

@@ -37,7 +37,7 @@ def read(project: Path, revision: str) -> Measured:
         try:
             return str(files.read_text(path, encoding="utf-8"))
         except (OSError, KeyError) as error:
-            raise ValueError(f"{revision}: no {path} ({error}); promote a finished run of every stage") from None
+            raise ValueError(f"{revision}: no {path} ({error})") from None
 
     recipe = _exported(load)
     rows = list(csv.DictReader(io.StringIO(load(f"artifacts/evaluate/{recipe}/predictions.csv"))))
