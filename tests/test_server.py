@@ -140,7 +140,7 @@ def test_thresholds_decide_and_always_overrules_them(server: Server) -> None:
 def test_refusals_are_json_and_say_why(server: Server) -> None:
     for path, body, status, reason in (
         ("/classify", b"no picture", 400, "the picture is no image in"),
-        ("/classify", b"", 400, "the picture is no image in"),
+        ("/classify", b"", 400, "the body is empty"),
         ("/classify", picture()[:50], 400, "the picture cannot be decoded"),
         ("/nothing", None, 404, "see /docs"),
         ("/v2/models/other", None, 404, "the model is classifier, version 1"),
@@ -399,6 +399,41 @@ def test_token_is_asked_of_everyone_but_the_load_balancer(model: Path) -> None:
     assert server.ask("/docs", Authorization="Bearer secret-ü".encode().decode("latin-1"))[0] == 200
     server.stop()
     assert "secret" not in json.dumps(server.lines)
+
+
+@pytest.mark.parametrize("token", ["", " \n"])
+def test_a_blank_token_is_refused_and_not_taken_for_none(model: Path, token: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SERVE), "--model", str(model), "--port", "0"],
+        env={**os.environ, "SERVE_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, "SERVE_TOKEN is empty" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /classify HTTP/1.1\r\nHost:"])
+def test_a_connection_that_asks_nothing_is_closed(model: Path, sent: bytes) -> None:
+    server = Server(model, "--keep-alive", "1")
+    host, port = server.host.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(sent)
+        assert connection.recv(4096) == b""
+    assert server.stop() == 0
+
+
+def test_a_load_balancer_may_ask_by_head_and_a_wrong_method_is_told_the_right_one(server: Server) -> None:
+    for path, status, allowed in (
+        ("/v2/health/live", 200, None),
+        ("/v2/health/ready", 200, None),
+        ("/classify", 405, "POST"),
+    ):
+        connection = http.client.HTTPConnection(server.host, timeout=30)
+        connection.request("HEAD", path)
+        response = connection.getresponse()
+        assert (response.status, response.getheader("allow")) == (status, allowed)
+        connection.close()
 
 
 @pytest.mark.parametrize(

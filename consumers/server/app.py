@@ -36,7 +36,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(
         RequestValidationError, lambda *_: refuse(422, "a parameter has no such value; see /docs")
     )
-    app.add_exception_handler(HTTPException, lambda _, error: refuse(error.status_code, explain(error)))
+    app.add_exception_handler(HTTPException, lambda _, error: refuse(error.status_code, explain(error), error.headers))
     add_classify(app, service)
     add_protocol(app, service)
 
@@ -81,10 +81,12 @@ def add_protocol(app: FastAPI, service: Service) -> None:
         return server
 
     @app.get("/v2/health/live", summary="Whether the process is alive")
+    @app.head("/v2/health/live", include_in_schema=False)
     async def live() -> dict[str, bool]:
         return {"live": True}
 
     @app.get("/v2/health/ready", summary="Whether it answers requests")
+    @app.head("/v2/health/ready", include_in_schema=False)
     @app.get(f"{MODEL}/ready", summary="Whether the model answers requests")
     @app.get(f"{MODEL}/versions/1/ready", include_in_schema=False)
     async def ready() -> Response:

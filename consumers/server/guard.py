@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,8 +82,8 @@ def knows(token: str, scope: Scope) -> bool:
     return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
 
 
-def refuse(status: int, message: str) -> JSONResponse:
-    headers = {503: {"Retry-After": RETRY_AFTER}, 401: {"WWW-Authenticate": "Bearer"}}.get(status, {})
+def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = {503: {"Retry-After": RETRY_AFTER}, 401: {"WWW-Authenticate": "Bearer"}}.get(status, headers or {})
     if status in (401, 413, GONE, 503, 504):  # what is left of the body is not read
         headers = {**headers, "Connection": "close"}
     return JSONResponse({"error": message}, status, headers)

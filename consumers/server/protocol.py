@@ -109,7 +109,7 @@ def _parameters(value: dict[str, Any]) -> dict[str, Any]:
 def _list(request: dict[str, Any], key: str, length: int | None = None) -> list[Any]:
     value = request.get(key, [])
     if not isinstance(value, list) or (length is not None and len(value) != length) or len(value) > 8:
-        raise ProtocolError(f"{key} is no list of {length or 'at most 8'}")
+        raise ProtocolError(f"`{key}` is no list of {'one entry' if length else 'at most 8 entries'}")
     return value
 
 

@@ -8,6 +8,7 @@ new connections, an answer to every request that was taken. Exit code 2: the mod
 """
 
 import argparse
+import asyncio
 import contextlib
 import math
 import os
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # not this folder: its files are found as consumers.server
@@ -32,6 +34,7 @@ from consumers.server.service import Service  # noqa: E402
 def main() -> int:
     options = parse_arguments()
     try:
+        token = read_token()
         file = ModelFile(options.model, options.provider, options.poll)
         listener = listen(options.host, options.port)
     except (predict.UsageError, OSError) as error:
@@ -47,9 +50,10 @@ def main() -> int:
         seconds=options.timeout,
     )
     queue = {"max_batch": options.batch_size, "max_queue": options.queue, "budget": options.budget / 1000}
-    app = create_app(Service(file, limits, **queue), os.environ.get("SERVE_TOKEN") or None)
+    app = create_app(Service(file, limits, **queue), token)
     config = uvicorn.Config(
         app,
+        http=Protocol,
         log_level="warning",
         access_log=False,  # every request has its JSON line
         server_header=False,
@@ -62,6 +66,30 @@ def main() -> int:
         uvicorn.Server(config).run([listener])
     log(event="stop")
     return 0
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP on h11, which bounds headers, but closing a connection that has asked nothing in `--keep-alive` seconds."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.patience = self.loop.call_later(self.timeout_keep_alive, self.close_unless_asked)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.patience.cancel()
+        super().connection_lost(exc)
+
+    def close_unless_asked(self) -> None:
+        if self.scope is None:
+            self.transport.close()
+
+
+def read_token() -> str | None:
+    """The bearer token. One that was set but is blank is a mistake, and would leave the server open."""
+    token = os.environ.get("SERVE_TOKEN")
+    if token is not None and not token.strip():
+        raise predict.UsageError("SERVE_TOKEN is empty; unset it to serve without a token")
+    return token and token.strip()
 
 
 def above_zero(text: str) -> float:

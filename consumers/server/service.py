@@ -108,6 +108,8 @@ def resize(images: np.ndarray, side: int) -> list[np.ndarray]:
 
 async def picture_in(request: Request, body: bytes) -> bytes:
     """The body itself, or the one file of a form."""
+    if not body:
+        raise RefusedError(400, "the body is empty; send a picture's file")
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return body
 
