@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -19,11 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
+from starlette.requests import Request
 
 from consumers import predict
+from consumers.server.guard import Guard
 from consumers.server.limits import Admission, Limits, RefusedError
+from consumers.server.metrics import Metrics
 from consumers.server.serve import listen, parse_arguments
+from consumers.server.service import picture_in
 from tests.exported_project import ROOT
 from tests.tiny_model import CLASSES, write_tiny_model
 
@@ -129,6 +135,17 @@ def test_classify_gives_predict_pys_answer_for_raw_and_form_uploads(server: Serv
     for found in (server.classify(content), json.loads(body)):
         assert found["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
         assert (found["class"], found["decision"]) == (wanted["class"], wanted["decision"])
+
+
+def test_a_form_is_read_where_nothing_may_be_written_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    content = bytes(2 * 2**20)
+    form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    request = Request({"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=x")]})
+    assert asyncio.run(picture_in(request, form)) == content
 
 
 def test_thresholds_decide_and_always_overrules_them(server: Server) -> None:
@@ -362,6 +379,14 @@ def test_what_is_taken_is_answered_in_time_and_the_rest_refused_at_once(answers:
     assert (queue.admission.requests, queue.admission.ahead, queue.admission.held) == (0, 0, 0)
 
 
+def test_a_refusal_says_when_the_wait_will_be_short_enough() -> None:
+    admission = Admission(Limits(seconds=30), pace=7.3, ahead=2)  # 14.6 seconds to wait, 10 are allowed
+    with pytest.raises(RefusedError) as refused, admission.admit():
+        pass
+    answer = Guard(FastAPI(), Metrics(), None, 30).refusal(refused.value)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
 def test_nobody_waits_for_a_slow_sender() -> None:
     admission = Admission(Limits(seconds=30), pace=20)
 
@@ -448,7 +473,9 @@ def test_unusable_model_or_address_is_exit_code_2(model: Path, words: list[str],
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "0"], ["--queue", "-1"], ["--timeout", "0"], ["--poll", "inf"]])
+@pytest.mark.parametrize(
+    "words", [["--batch-size", "0"], ["--queue", "-1"], ["--timeout", "0"], ["--poll", "inf"], ["--budget", "nan"]]
+)
 def test_a_limit_that_answers_nothing_is_refused(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -456,6 +483,11 @@ def test_a_limit_that_answers_nothing_is_refused(
     with pytest.raises(SystemExit, match="2"):
         parse_arguments()
     assert words[0] in capsys.readouterr().err
+
+
+def test_a_port_that_is_none_is_told_as_one_in_use_is() -> None:
+    with pytest.raises(OSError, match=r"99999.*choose another --port"):
+        listen("127.0.0.1", 99999)
 
 
 def test_answers_do_not_wait_for_the_clients_acknowledgement() -> None:

@@ -17,7 +17,7 @@ class Model:
         self.runs: list[int] = []  # images of each batch
         self.go = threading.Semaphore(0)
 
-    def compute(self, images: list[np.ndarray]) -> list[int]:
+    def compute(self, _: object, images: list[np.ndarray]) -> list[int]:
         self.runs.append(len(images))
         assert self.go.acquire(timeout=30)
         if any(image.flat[0] == 13 for image in images):
@@ -62,9 +62,9 @@ def test_images_that_come_while_a_batch_runs_wait_for_it_and_run_together() -> N
     batches = batcher(model)
 
     async def scene() -> None:
-        first = asyncio.create_task(batches.submit(images(1)))
+        first = asyncio.create_task(batches.submit(None, images(1)))
         await until(1, model)
-        others = [asyncio.create_task(batches.submit(images(n))) for n in (2, 3)]
+        others = [asyncio.create_task(batches.submit(None, images(n))) for n in (2, 3)]
         await until(1, model)
         assert model.runs == [1]
         model.go.release(2)
@@ -80,7 +80,7 @@ def test_only_so_many_full_batches_run_beside_each_other(at_once: int) -> None:
     batches = batcher(model, at_once)
 
     async def scene() -> None:
-        asked = [asyncio.create_task(batches.submit(images(*range(n, n + 4)))) for n in (0, 4, 8)]
+        asked = [asyncio.create_task(batches.submit(None, images(*range(n, n + 4)))) for n in (0, 4, 8)]
         await until(at_once, model)
         assert model.runs == [4] * at_once
         model.go.release(3)
@@ -98,8 +98,8 @@ def test_a_broken_batch_is_told_and_frees_its_place() -> None:
         model.go.release(3)
         for values in ((13,), (13, 1, 2, 3)):
             with pytest.raises(RuntimeError, match="unlucky"):
-                await batches.submit(images(*values))
-        assert await batches.submit(images(5)) == [5]
+                await batches.submit(None, images(*values))
+        assert await batches.submit(None, images(5)) == [5]
 
     play(batches, scene())
     assert model.runs == [1, 4, 1]
@@ -111,8 +111,25 @@ def test_images_of_another_shape_wait_for_a_batch_of_their_own() -> None:
 
     async def scene() -> None:
         model.go.release(2)
-        asked = [batches.submit(images(1)), batches.submit(images(2, side=3)), batches.submit(images(3))]
+        asked = [
+            batches.submit(None, images(1)),
+            batches.submit(None, images(2, side=3)),
+            batches.submit(None, images(3)),
+        ]
         assert await asyncio.gather(*asked) == [[1], [2], [3]]
+
+    play(batches, scene())
+    assert model.runs == [2, 1]
+
+
+def test_images_for_another_model_wait_for_a_batch_of_their_own() -> None:
+    model = Model()
+    batches = batcher(model, at_once=1, num_expected=3, budget=0.1)
+
+    async def scene() -> None:
+        model.go.release(2)
+        asked = [batches.submit(name, images(value)) for value, name in enumerate(("old", "new", "old"))]
+        assert await asyncio.gather(*asked) == [[0], [1], [2]]
 
     play(batches, scene())
     assert model.runs == [2, 1]
@@ -123,12 +140,12 @@ def test_who_has_gone_is_not_run_and_a_full_queue_refuses() -> None:
     batches = batcher(model, at_once=1)
 
     async def scene() -> None:
-        first = asyncio.create_task(batches.submit(images(1)))
+        first = asyncio.create_task(batches.submit(None, images(1)))
         await until(1, model)
-        gone = asyncio.create_task(batches.submit(images(*range(12))))
+        gone = asyncio.create_task(batches.submit(None, images(*range(12))))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError):
-            await batches.submit(images(1))
+            await batches.submit(None, images(1))
         gone.cancel()
         model.go.release(1)
         assert await first == [1]

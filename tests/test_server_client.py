@@ -17,6 +17,8 @@ import pytest
 from onnx import helper
 from PIL import Image
 
+from consumers.server import client
+
 CLIENT = Path(__file__).parents[1] / "consumers" / "server" / "client.py"
 LABELS = ["hotdog", "not:hotdog", "third"]
 NUM_CHANNELS = 3
@@ -178,3 +180,15 @@ def test_an_unknown_model_a_refused_image_and_an_absent_server_are_said_plainly(
     assert absent.returncode == 2
     assert "no answer" in absent.stderr
     assert "Traceback" not in absent.stderr
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "http://127.0.0.1:port"])
+def test_an_address_that_is_none_is_said_plainly(address: str, photos: list[Path]) -> None:
+    done = run_client(*photos, "--url", address)
+    assert (done.returncode, address in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_a_web_server_is_told_from_an_inference_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_ask", lambda *_: b"<html>")
+    with pytest.raises(client.ServerError, match="is it an inference server"):
+        client.ask_num_classes("http://localhost:8000/v2/models/classifier", 1)

@@ -16,7 +16,7 @@ from consumers import predict
 from consumers.server import protocol
 from consumers.server.guard import Guard, refuse
 from consumers.server.limits import RefusedError
-from consumers.server.service import Answers, Service, decode, picture_in
+from consumers.server.service import Service, decode, picture_in
 
 NAME = "classifier"
 MODEL = f"/v2/models/{NAME}"
@@ -36,7 +36,9 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(
         RequestValidationError, lambda *_: refuse(422, "a parameter has no such value; see /docs")
     )
-    app.add_exception_handler(HTTPException, lambda _, error: refuse(error.status_code, explain(error), error.headers))
+    app.add_exception_handler(
+        HTTPException, lambda _, error: refuse(error.status_code, explain(error), headers=error.headers)
+    )
     add_classify(app, service)
     add_protocol(app, service)
 
@@ -59,12 +61,13 @@ def add_classify(app: FastAPI, service: Service) -> None:
 
     @app.post("/classify", openapi_extra=accepts, summary="What is in a picture: its file as the body, or in a form")
     async def classify(request: Request, always: bool = False) -> dict[str, Any]:
+        model = service.file.current.model
         with service.admission.admit():
             encoding = request.headers.get("content-encoding", "").lower()
             async with service.admission.body(request.stream(), encoding) as body:
                 picture = await picture_in(request, body)
-                image = await service.in_thread(decode, picture, service.file.current.model.side)
-                ((model, result),) = await service.classify([image])
+                image = await service.in_thread(decode, picture, model.side)
+                (result,) = await service.classify(model, [image])
         if isinstance(result, predict.ImageError):
             raise RefusedError(422, str(result))
         known = predict.record(model, result, always)
@@ -101,14 +104,14 @@ def add_protocol(app: FastAPI, service: Service) -> None:
     @app.post(f"{MODEL}/infer", summary="Probabilities of decoded pictures, as JSON or binary tensors")
     @app.post(f"{MODEL}/versions/1/infer", include_in_schema=False)
     async def infer(request: Request) -> Response:
-        headers = request.headers
+        headers, model = request.headers, service.file.current.model
         with service.admission.admit():
             encoding = headers.get("content-encoding", "").lower()
             async with service.admission.body(request.stream(), encoding) as body:
-                asked, images = await service.read(body, headers.get("inference-header-content-length"))
+                asked, images = await service.read(model, body, headers.get("inference-header-content-length"))
                 request.state.noted = {"images": len(images), "bytes": len(body)}
-                answers = await service.classify(images)
-        return render(asked, answers)
+                results = await service.classify(model, images)
+        return render(asked, model.class_names, results)
 
 
 def explain(error: HTTPException) -> str:
@@ -120,15 +123,15 @@ def explain(error: HTTPException) -> str:
     )
 
 
-def render(asked: protocol.Request, answers: Answers) -> Response:
-    failed = next((str(result) for _, result in answers if isinstance(result, predict.ImageError)), None)
+def render(asked: protocol.Request, class_names: list[str], results: list[predict.Result]) -> Response:
+    failed = next((str(result) for result in results if isinstance(result, predict.ImageError)), None)
     if failed is not None:
         raise RefusedError(422, failed)
-    found = [result for _, result in answers if isinstance(result, predict.Answer)]
+    found = [result for result in results if isinstance(result, predict.Answer)]
     tensors = {"probabilities": np.stack([answer.probabilities for answer in found])}
     if found[0].familiarity is not None:
         tensors["familiarity"] = np.array([answer.familiarity for answer in found], np.float32)
-    body, header_length = protocol.render(asked, tensors, answers[0][0].class_names, NAME)
+    body, header_length = protocol.render(asked, tensors, class_names, NAME)
     if header_length is None:
         return Response(body, media_type="application/json")
     headers = {"Inference-Header-Content-Length": str(header_length)}

@@ -18,15 +18,19 @@ class QueueFullError(Exception):
 
 @dataclass
 class Item:
+    model: Any  # that is to answer
     image: np.ndarray  # (height, width, channels) uint8
     answer: asyncio.Future[Any]
     arrived: float  # the loop's time
 
+    def is_like(self, other: "Item") -> bool:
+        return self.model is other.model and self.image.shape == other.image.shape
+
 
 class Batcher:
-    """Answers images in the order of their arrival, those of one shape together.
+    """Answers images in the order of their arrival, those of one shape and for one model together.
 
-    compute: from images of one shape to as many answers; runs in a thread.
+    compute: from a model and images of one shape to as many answers; runs in a thread.
     at_once: batches that may run, so that the model need not wait for answers to be sent and requests to be read. Beside
         another only a full one starts: images that come one by one are run together.
     budget: seconds that the first image of a batch waits for more, while `num_expected()` says that more are on their way.
@@ -35,7 +39,7 @@ class Batcher:
 
     def __init__(
         self,
-        compute: Callable[[list[np.ndarray]], list[Any]],
+        compute: Callable[[Any, list[np.ndarray]], list[Any]],
         *,
         max_batch: int,
         at_once: int,
@@ -51,12 +55,12 @@ class Batcher:
         self.change = asyncio.Event()  # of the queue, or of what is running
         self.closing = False
 
-    async def submit(self, images: list[np.ndarray]) -> list[Any]:
+    async def submit(self, model: Any, images: list[np.ndarray]) -> list[Any]:
         """The answers, in order. Raises QueueFullError at once where there is no room for all."""
         if self.closing or len(self.queue) + len(images) > self.max_queue:
             raise QueueFullError
         loop = asyncio.get_running_loop()
-        items = [Item(image, loop.create_future(), loop.time()) for image in images]
+        items = [Item(model, image, loop.create_future(), loop.time()) for image in images]
         self.queue.extend(items)
         self.change.set()
         return await asyncio.gather(*(item.answer for item in items))
@@ -94,14 +98,14 @@ class Batcher:
                     await self._wait_for_change()
 
     def _take(self) -> list[Item]:
-        """The first image and those of its shape; who has gone meanwhile is left out."""
+        """The first image and those like it; who has gone meanwhile is left out."""
         taken: list[Item] = []
         others: deque[Item] = deque()
         while self.queue and len(taken) < self.max_batch:
             item = self.queue.popleft()
             if item.answer.done():
                 continue
-            (others if taken and taken[0].image.shape != item.image.shape else taken).append(item)
+            (taken if not taken or item.is_like(taken[0]) else others).append(item)
         self.queue.extendleft(reversed(others))
         return taken
 
@@ -109,7 +113,7 @@ class Batcher:
         started = time.perf_counter()
         images = [item.image for item in items]
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(threads, self.compute, images)
+            answers = await asyncio.get_running_loop().run_in_executor(threads, self.compute, items[0].model, images)
         except Exception as error:  # the requests are told, and the next batch goes on
             answers = [error] * len(items)
         self.running -= 1

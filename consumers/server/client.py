@@ -9,6 +9,7 @@ Exit codes: 0 every image was classified, 1 some were not (each named on stderr)
 """
 
 import argparse
+import http.client
 import json
 import sys
 import time
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for an answer (default: 30)")
     options = parser.parse_args(arguments)
+    if not options.url.startswith(("http://", "https://")):
+        parser.error(f"--url {options.url}: begins with neither http:// nor https://")
     address = f"{options.url.rstrip('/')}/v2/models/{quote(options.model, safe='')}"
     try:
         num_classes = ask_num_classes(address, options.timeout)
@@ -108,7 +111,10 @@ def read_image(path: Path) -> np.ndarray:
 
 def ask_num_classes(address: str, timeout: float) -> int:
     """The number of classes that the model gives. Raises ServerError where it is not there or takes anything but uint8 images."""
-    metadata = json.loads(_ask(urllib.request.Request(address), timeout))
+    try:
+        metadata = json.loads(_ask(urllib.request.Request(address), timeout))
+    except ValueError:
+        raise ServerError(f"{address}: answers no JSON; is it an inference server?") from None
     image, probabilities = (metadata.get(side) or [{}] for side in ("inputs", "outputs"))
     if (image[0].get("name"), image[0].get("datatype")) != ("image", "UINT8"):
         raise ServerError(f"{address}: takes {image}, expected one UINT8 `image`; load the exported repository")
@@ -153,7 +159,7 @@ def _ask(request: urllib.request.Request, timeout: float) -> bytes:
                     text = error.read().decode(errors="replace").strip()
                     raise RefusedError(error.code, f"{request.full_url}: answered {error.code}: {text:.300}") from None
                 time.sleep(int(wait))
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         reason: Any = getattr(error, "reason", error)
         raise ServerError(f"{request.full_url}: no answer ({reason}); is the server running?") from None
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,7 +21,6 @@ from consumers.server.metrics import Metrics
 from consumers.server.protocol import ProtocolError
 
 OPEN = ("/v2/health/live", "/v2/health/ready")  # a load balancer has no token
-RETRY_AFTER = "1"  # seconds
 GONE = 499  # the client left before the answer
 
 
@@ -55,7 +55,7 @@ class Guard:
     def refusal(self, error: Exception) -> JSONResponse:
         match error:
             case RefusedError():
-                return refuse(error.status, str(error))
+                return refuse(error.status, str(error), error.seconds)
             case ProtocolError():
                 return refuse(400, str(error))
             case QueueFullError():
@@ -82,8 +82,10 @@ def knows(token: str, scope: Scope) -> bool:
     return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
 
 
-def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    headers = {503: {"Retry-After": RETRY_AFTER}, 401: {"WWW-Authenticate": "Bearer"}}.get(status, headers or {})
+def refuse(status: int, message: str, seconds: float = 1, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """`seconds`: when a request that was too much may come again."""
+    ours = {503: {"Retry-After": str(math.ceil(seconds))}, 401: {"WWW-Authenticate": "Bearer"}}
+    headers = ours.get(status, headers or {})
     if status in (401, 413, GONE, 503, 504):  # what is left of the body is not read
         headers = {**headers, "Connection": "close"}
     return JSONResponse({"error": message}, status, headers)

@@ -11,11 +11,11 @@ SMOOTHING = 1 / 32  # weight of the newest request in the measured pace
 
 
 class RefusedError(Exception):
-    """A request that is not answered: `status` is HTTP's, the message is for its sender."""
+    """A request that is not answered: `status` is HTTP's, the message is for its sender, who may come again in so many seconds."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, seconds: float = 1) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.seconds = status, seconds
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Admission:
 
     def _check_wait(self) -> None:
         if self.wait > self.limits.wait:
-            raise RefusedError(503, "too many requests are waiting; try again later")
+            over = self.wait - self.limits.wait
+            raise RefusedError(503, "too many requests are waiting; try again later", max(1, over))
 
     def _check_all(self) -> None:
         if self.held > self.limits.all_bodies:

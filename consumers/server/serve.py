@@ -109,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--port", type=int, default=8000, help="0 takes any free port (default: 8000)")
     add("--provider", choices=predict.PROVIDERS, default="cpu", help="what computes; never falls back")
     add("--batch-size", type=predict.count, default=16, help="images that are run together at most (default: 16)")
-    add("--budget", type=float, default=5, help="milliseconds that an image waits for others (default: 5)")
+    add("--budget", type=above_zero, default=5, help="milliseconds that an image waits for others (default: 5)")
     add("--queue", type=predict.count, default=256, help="images that may wait; beyond, 503 (default: 256)")
     add("--timeout", type=above_zero, default=30, help="seconds until a request is given up (default: 30)")
     add("--max-body", type=predict.count, default=64, help="megabytes of a request (default: 64)")
@@ -128,8 +128,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
-        raise OSError(f"{host}:{port}: {error.strerror}; choose another --port") from None
+    except (OSError, OverflowError) as error:
+        raise OSError(f"{host}:{port}: {getattr(error, 'strerror', error)}; choose another --port") from None
     return listener
 
 

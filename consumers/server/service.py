@@ -21,7 +21,6 @@ from consumers.server.limits import Admission, Limits, RefusedError
 from consumers.server.metrics import Metrics
 from consumers.server.model_file import ModelFile
 
-Answers = list[tuple[predict.Model, predict.Result]]
 SMALL = 2**14  # bytes of JSON that are read at once: the way to a thread and back takes longer
 
 
@@ -34,7 +33,7 @@ class Service:
         self.ready = False
         self.decoders = ThreadPoolExecutor(os.cpu_count(), "decoder")
         self.batcher = Batcher(
-            self.infer,
+            predict.infer,
             max_batch=max_batch,
             at_once=2 if file.provider == "cpu" else 1,
             max_queue=max_queue,
@@ -45,11 +44,6 @@ class Service:
         self.metrics.queued.set_function(lambda: len(self.batcher.queue))
         self.metrics.active.set_function(lambda: self.admission.requests)
         self.metrics.wait.set_function(lambda: self.admission.wait)
-
-    def infer(self, images: list[np.ndarray]) -> Answers:
-        """Answers with the model that gave them: a newer one may take over at any time."""
-        model = self.file.current.model
-        return [(model, result) for result in predict.infer(model, images)]
 
     async def run(self) -> None:
         """Answer until cancelled, and then what was taken."""
@@ -72,24 +66,26 @@ class Service:
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, partial(function, *arguments))
 
-    async def read(self, body: bytes, header_length: str | None) -> tuple[protocol.Request, list[np.ndarray]]:
+    async def read(
+        self, model: predict.Model, body: bytes, header_length: str | None
+    ) -> tuple[protocol.Request, list[np.ndarray]]:
         """An inference request, and its pictures as the model's own files are. Raises ProtocolError."""
         text, binary = protocol.split(body, header_length)
         arguments = text, binary, self.limits.images, self.limits.pixels
         large = len(text) > SMALL
         asked = await self.in_thread(protocol.parse, *arguments) if large else protocol.parse(*arguments)
-        side = self.file.current.model.side
+        side = model.side
         if side is None or asked.images.shape[1:] == (side, side, 3):
             return asked, list(asked.images)
         return asked, await self.in_thread(resize, asked.images, side)
 
-    async def classify(self, images: list[np.ndarray]) -> Answers:
-        """Counts what came out, by decision."""
-        answers: Answers = await self.batcher.submit(images)
-        for model, result in answers:
+    async def classify(self, model: predict.Model, images: list[np.ndarray]) -> list[predict.Result]:
+        """Results by the model that the images were read for: a newer one may take over at any time. Counts them, by decision."""
+        results: list[predict.Result] = await self.batcher.submit(model, images)
+        for result in results:
             decision = predict.decide(model, result) if isinstance(result, predict.Answer) else "failed"
             self.metrics.answers.labels(decision).inc()
-        return answers
+        return results
 
 
 def decode(content: bytes, side: int | None) -> np.ndarray:
@@ -117,7 +113,9 @@ async def picture_in(request: Request, body: bytes) -> bytes:
         yield body
 
     try:
-        form = await MultiPartParser(request.headers, stream(), max_files=1, max_fields=8).parse()
+        parser = MultiPartParser(request.headers, stream(), max_files=1, max_fields=8)
+        parser.spool_max_size = len(body) + 1  # it is in memory already; the disk may not be written to
+        form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         raise RefusedError(400, f"the form cannot be read: {getattr(error, 'message', 'no boundary')}") from None
     for part in form.values():
