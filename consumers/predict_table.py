@@ -1,8 +1,8 @@
 """Write predict.py's answers into a table as they come: CSV, JSON lines, or Parquet. For `predict.py --output`.
 
 One row an image and one line a row, failed ones with the reason. A run that was killed leaves whole rows, but for a last
-half one, which --resume cuts off before it goes on. Parquet cannot grow row by row: the rows are kept as JSON lines beside it until all are
-there (needs pyarrow).
+half one; --resume cuts that off and tries what had failed again. Parquet cannot grow row by row: the rows are kept as JSON lines
+beside it until all are there (needs pyarrow).
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import csv
 import importlib
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +44,7 @@ def open_table(path: Path, class_names: list[str], resume: bool, total: int | No
     if rows != path and path.exists() and not rows.exists():
         from_parquet(path, rows)
     columns = ["image", "class", "decision", "error", "familiarity", *(f"probability:{name}" for name in class_names)]
-    done = read_names(rows, columns) if resume else set()
+    done = take_over(rows, columns) if resume else set()
     bar = Bar(len(done), total)
     try:
         with rows.open("a" if resume else "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -79,32 +78,42 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **probabilities, "error": " ".join(row.get("error", "").split())}
 
 
-def read_names(rows: Path, columns: list[str]) -> set[str]:
-    """The images in the rows that are there; a half row at the end is cut off. Raises TableError for another table."""
+def take_over(rows: Path, columns: list[str]) -> set[str]:
+    """The images that are answered in the rows that are there; failed ones, to be tried again, and a last half row are cut out.
+
+    Raises TableError for another table.
+    """
     if not rows.exists():
         return set()
     names: set[str] = set()
-    whole = 0
+    again: set[int] = set()  # numbers of lines
     with rows.open("rb") as file:
         for number, line in enumerate(file):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            names |= {name_in(line, rows, number, columns)} - {""}
-    os.truncate(rows, whole)
+            name, failed = read_row(line, rows, number, columns) if line.endswith(b"\n") else ("", True)
+            if failed:
+                again.add(number)
+            elif name:
+                names.add(name)
+    if again:
+        part = rows.with_name(rows.name + ".part")
+        with rows.open("rb") as file, part.open("wb") as kept:
+            kept.writelines(line for number, line in enumerate(file) if number not in again)
+        part.replace(rows)
     return names
 
 
-def name_in(line: bytes, rows: Path, number: int, columns: list[str]) -> str:
+def read_row(line: bytes, rows: Path, number: int, columns: list[str]) -> tuple[str, bool]:
+    """The image, nothing for the columns' names, and whether it failed."""
     try:
         if rows.suffix != ".csv":
-            return str(json.loads(line)["image"])
+            row = json.loads(line)
+            return str(row["image"]), "error" in row
         (cells,) = csv.reader(io.StringIO(line.decode(), newline=""))
     except (ValueError, KeyError, TypeError):
         raise TableError(f"{rows}: line {number + 1} is no row of this table; choose another file") from None
     if len(cells) != len(columns) or (number == 0 and cells != columns):
         raise TableError(f"{rows}: line {number + 1} has other columns than this model's; choose another file")
-    return cells[0] if number else ""
+    return (cells[0], bool(cells[columns.index("error")])) if number else ("", False)
 
 
 def import_pyarrow() -> Any:
