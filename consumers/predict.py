@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("stdout is closed; answers go there, or into --output FILE")
         if options.rank:
             return rank(options)
-        model = load_model(options.model, options.provider, at_once=AT_ONCE)
+        model = load_model(options.model, options.provider, at_once=batches_at_once(options))
         with open_writer(model, options) as (write, done):
             images = ((name, source) for name, source in find_images(options.images) if printable(name) not in done)
             tally: Counter[str] = Counter()
@@ -152,7 +152,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="one JSON object an image, with every class")
     add("--always", action="store_true", help="answer where the model's thresholds say that it is not sure, too")
     add("--output", type=Path, metavar="FILE", help="write a table as it goes: .csv, .jsonl or .parquet")
-    add("--resume", action="store_true", help="go on with --output's file: skip the images that are in it")
+    add("--resume", action="store_true", help="go on with --output's file: skip the images that it answers")
     add(
         "--rank",
         action="store_true",
@@ -164,6 +164,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.rank and options.output:
         parser.error("--rank prints; redirect it instead of --output")
     return options
+
+
+def batches_at_once(options: argparse.Namespace) -> int:
+    """One on all cores where no more than one batch is named, else AT_ONCE that share them."""
+    names = options.images
+    more = any(name.startswith("@") or Path(name.replace("\0", "")).is_dir() for name in names)
+    return AT_ONCE if more or len(names) > options.batch_size else 1
 
 
 def own_stderr() -> None:
@@ -226,7 +233,7 @@ def beside(name: str) -> Any:
 def rank(options: argparse.Namespace) -> int:
     """Print the names, first what is worth the most to label. Returns the exit code."""
     ranking = beside("predict_rank")
-    model = load_model(options.model, options.provider, with_features=True, at_once=AT_ONCE)
+    model = load_model(options.model, options.provider, with_features=True, at_once=batches_at_once(options))
     tally: Counter[str] = Counter()
     names, answers = [], []
     for name, result in classify(model, find_images(options.images), options.batch_size):

@@ -320,6 +320,13 @@ def test_batches_share_the_cores_unless_images_come_at_full_size(
     assert (model.at_once, model.session.get_session_options().intra_op_num_threads) == (at_once, num_threads)
 
 
+@pytest.mark.parametrize(
+    ("words", "share"), [(["a.png", "b.png"], False), (["a.png"] * 17, True), (["."], True), (["@list"], True)]
+)
+def test_a_few_photos_have_all_cores(words: list[str], share: bool) -> None:
+    assert predict.batches_at_once(predict.parse_arguments(words)) == (predict.AT_ONCE if share else 1)
+
+
 @pytest.mark.parametrize("size", [(149, 224), (224, 149), (168, 224), (40, 300)])
 def test_tall_and_wide_pictures_are_resized_as_in_training(size: tuple[int, int]) -> None:
     picture = io.BytesIO()
