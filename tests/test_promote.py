@@ -208,14 +208,27 @@ def test_a_shared_version_is_taken_back_from_any_clone_for_all(fresh: Path, tmp_
     git(fresh, "clone", "--quiet", "--bare", str(fresh), str(hub))
     for clone in (first, second):
         git(fresh, "clone", "--quiet", str(hub), str(clone))
-    git(fresh, "remote", "add", "hub", str(hub))
-    decide(fresh, "good", RULE, git_remote="hub")
-    git(fresh, "remote", "remove", "hub")
+    decide(fresh, "good", RULE, git_remote=str(hub))
     assert git(hub, "tag", "--list") == "model@v1.0.0"
     assert registry.undo(first, "origin") == ("model@v1.0.0", None)  # it has never heard of the version
     assert git(hub, "tag", "--list") == ""
     with pytest.raises(ValueError, match="nothing is promoted"):
         registry.undo(second, "origin")
+    registry.fetch(fresh, str(hub))
+    assert registry.versions(fresh) == {}
+
+
+def test_a_version_that_was_taken_back_and_given_again_reaches_every_clone(fresh: Path, tmp_path: Path) -> None:
+    hub, other = tmp_path / "hub.git", tmp_path / "other"
+    git(fresh, "clone", "--quiet", "--bare", str(fresh), str(hub))
+    git(fresh, "clone", "--quiet", str(hub), str(other))
+    git(fresh, "tag", "model@v1.0.0", "HEAD")
+    git(fresh, "push", "--quiet", str(hub), "model@v1.0.0")
+    registry.fetch(other, "origin")
+    registry.undo(fresh, str(hub))
+    registry.promote(fresh, "model@v1.0.0", "HEAD", "another", str(hub))
+    registry.fetch(other, "origin")
+    assert git(other, "rev-parse", "model@v1.0.0") == git(fresh, "rev-parse", "model@v1.0.0")
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(50, marks=pytest.mark.slow)])
@@ -296,6 +309,11 @@ def test_a_nightly_that_changed_nothing_adds_no_experiment(server: str, fresh: P
     count = len(git(fresh, "for-each-ref", "refs/exps").splitlines())
     again = pipeline(experiment="quiet", root=str(fresh), return_state=True)
     assert "nothing changed since quiet-" in again.message
+    assert len(git(fresh, "for-each-ref", "refs/exps").splitlines()) == count
+    assert not registry.versions(fresh)
+    ruled = pipeline(experiment="quiet", promotion=RULE.model_dump(), root=str(fresh), return_state=True)
+    assert "nothing changed since quiet-" in ruled.message  # and yet it is judged, as nobody has
+    assert "is promoted as model@v1.0.0" in ruled.message
     assert len(git(fresh, "for-each-ref", "refs/exps").splitlines()) == count
 
 

@@ -97,13 +97,14 @@ def pipeline(
 def _hand_back(
     workspace: Path, project: Path, experiment: str, promotion: dict[str, Any] | None, git_remote: str | None
 ) -> list[str]:
-    """Save what is new as an experiment and promote it where the rule says so; returns what was done, in words."""
+    """Save what is new as an experiment, and promote the newest where the rule says so; returns what was done, in words."""
     if same := dvc_experiments.same_as(workspace, project, experiment):
-        return [f"nothing changed since {same}: no experiment was added"]
-    saved = dvc_experiments.save(workspace, project, experiment)
-    notes = [f"saved as experiment {saved}"]
-    if git_remote:
-        dvc_experiments.push(project, git(workspace, "rev-parse", "HEAD"), saved, git_remote)
+        saved, notes = same, [f"nothing changed since {same}: no experiment was added"]
+    else:
+        saved = dvc_experiments.save(workspace, project, experiment)
+        notes = [f"saved as experiment {saved}"]
+        if git_remote:
+            dvc_experiments.push(project, git(workspace, "rev-parse", "HEAD"), saved, git_remote)
     if promotion:
         try:
             decision = decide(project, saved, Promotion(**promotion), git_remote=git_remote)

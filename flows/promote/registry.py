@@ -52,8 +52,9 @@ def promote(project: Path, tag: str, commit: str, message: str, git_remote: str 
 
 
 def fetch(project: Path, git_remote: str) -> None:
-    """Fetch the versions that other machines have promoted."""
-    git(project, "fetch", "--quiet", "--no-write-fetch-head", git_remote, f"refs/tags/{NAME}@*:refs/tags/{NAME}@*")
+    """Take over the remote's versions as they are: those that were taken back there are deleted here too."""
+    tags = f"+refs/tags/{NAME}@*:refs/tags/{NAME}@*"
+    git(project, "fetch", "--quiet", "--no-write-fetch-head", "--prune", git_remote, tags)
 
 
 def undo(project: Path, git_remote: str | None = None) -> tuple[str, str | None]:
