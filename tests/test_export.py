@@ -57,7 +57,15 @@ def test_model_says_what_it_takes_and_gives(session: onnxruntime.InferenceSessio
     assert (familiarity.name, familiarity.type, familiarity.shape) == ("familiarity", "tensor(float)", ["batch"])
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == list(CLASSES)
-    assert set(metadata) >= {"weights_digest", "data_digest", "input", "output", "test_transform", "features"}
+    assert set(metadata) >= {
+        "weights_digest",
+        "data_digest",
+        "input",
+        "output",
+        "test_transform",
+        "features",
+        "runtimes",
+    }
     assert set(json.loads(metadata["thresholds"])) == {"familiarity"}
 
 
@@ -317,5 +325,7 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
     assert "ROC-AUC" not in card
     assert "1 of 2 test images are classified wrongly" in card
     assert "| `a\\|b.png` | hotdog | not-hotdog | 0.900 |" in card
+    assert "OpenVINO needs `INFERENCE_PRECISION_HINT=f32`" in card  # also where nothing was checked here
+    assert "nothing; run check_parity" in card
     assert "IMAGENET1K_V1" in card
     assert "BSD-3-Clause" in card

@@ -149,6 +149,10 @@ def describe(facts: Facts, weights_digest: str) -> dict[str, str]:
         ),
         "test_transform": json.dumps(asdict(facts.transform), sort_keys=True),
         "output": "probabilities float32 [batch, classes] in the order of class_names; familiarity float32 [batch] in [0, 1]",
+        "runtimes": (
+            "in float32 alike in ONNX Runtime (1.15 and later, and on the web), OpenVINO with INFERENCE_PRECISION_HINT=f32 "
+            "and tract 0.23.9; in others (TensorRT, CoreML, on phones) not tried: compare some answers first"
+        ),
         "features": UNIT_FEATURES,
         "weights_digest": weights_digest,
         "data_digest": facts.data_digest,

@@ -165,16 +165,19 @@ def _runtimes(parity: Parity | None) -> str:
         "## Runtimes",
         "",
         "`model.onnx` is made of plain operators of an old opset and resizes by matrix products, which runtimes compute",
-        "alike (ONNX's own Resize they do not). With opset 18 ONNX Runtime 1.15 is the oldest that was seen to run it. What was",
-        "checked on the machine that made this card:",
+        "alike in float32 (ONNX's own Resize they do not). With opset 18 ONNX Runtime 1.15 is the oldest that was seen to run it.",
+        "OpenVINO needs `INFERENCE_PRECISION_HINT=f32`: on some CPUs it computes in bfloat16 unless told otherwise. Runtimes",
+        "that are not named below (TensorRT by itself, CoreML, those of phones) were not tried: compare some answers with",
+        "ONNX Runtime's in float32 before you turn half precision on. What was checked on the machine that made this card:",
         "",
-        "| runtime | precision | verdict |",
-        "| --- | --- | --- |",
     ]
-    for runtime, cells in (parity.runtimes if parity else {}).items():
+    if parity is None:
+        return "\n".join([*lines, "nothing; run check_parity, then report again."])
+    lines += ["| runtime | precision | verdict |", "| --- | --- | --- |"]
+    for runtime, cells in parity.runtimes.items():
         for precision, cell in cells.items():
             lines.append(f"| {runtime} | {precision} | {cell.verdict}{f': {cell.reason}' if cell.reason else ''} |")
-    return "\n".join(lines) if parity else "## Runtimes\n\nNot checked: run check_parity, then report again."
+    return "\n".join(lines)
 
 
 def _licence(sidecar: Mapping[str, Any]) -> str:
