@@ -105,6 +105,7 @@ class Answer:
 Source = Path | ImageError | None  # None is stdin
 Result = Answer | ImageError
 Decoded = np.ndarray | ImageError
+Write = Callable[[str, Result], None]  # takes each name and result
 Key = TypeVar("Key")
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -116,9 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if sys.stdout is None and not options.output:
             raise UsageError("stdout is closed; answers go there, or into --output FILE")
-        if options.rank:
-            return rank(options)
-        model = load_model(options.model, options.provider, at_once=batches_at_once(options))
+        at_once = batches_at_once(options)
+        model = load_model(options.model, options.provider, with_features=options.rank, at_once=at_once)
         with open_writer(model, options) as (write, done):
             images = ((name, source) for name, source in find_images(options.images) if printable(name) not in done)
             tally: Counter[str] = Counter()
@@ -194,16 +194,25 @@ def prepare_streams() -> None:
 
 
 @contextlib.contextmanager
-def open_writer(model: Model, options: argparse.Namespace) -> Iterator[tuple[Callable[[str, Result], None], set[str]]]:
-    """The writer that takes each name and result, and the names that --resume finds done."""
+def open_writer(model: Model, options: argparse.Namespace) -> Iterator[tuple[Write, set[str]]]:
+    """The writer, and the names that --resume finds done."""
 
     def to_stdout(name: str, result: Result) -> None:
         if isinstance(result, Answer):
             print(describe(model, name, result, options), flush=True)
 
-    if options.output is None:
+    if options.output:
+        with open_table(model, options) as opened:
+            yield opened
+    elif options.rank:
+        with ranked(to_stdout) as keep:
+            yield keep, set()
+    else:
         yield to_stdout, set()
-        return
+
+
+@contextlib.contextmanager
+def open_table(model: Model, options: argparse.Namespace) -> Iterator[tuple[Write, set[str]]]:
     table = beside("predict_table")
     try:
         total = count_images(options.images) if sys.stderr.isatty() else None
@@ -220,6 +229,17 @@ def open_writer(model: Model, options: argparse.Namespace) -> Iterator[tuple[Cal
         raise UsageError(str(error)) from None
 
 
+@contextlib.contextmanager
+def ranked(write: Write) -> Iterator[Write]:
+    """Keeps the answers, and writes them at last: first what is worth the most to label."""
+    ranking = beside("predict_rank")
+    kept: list[tuple[str, Answer]] = []
+    yield lambda name, result: kept.append((name, result)) if isinstance(result, Answer) else None
+    answers = [answer for _, answer in kept]
+    for index in ranking.order([a.probabilities for a in answers], [a.features for a in answers]):
+        write(*kept[index])
+
+
 def beside(name: str) -> Any:
     """The module beside this file: only some options need one."""
     try:
@@ -228,22 +248,6 @@ def beside(name: str) -> Any:
         if error.name != name:
             raise
         raise UsageError(f"this option needs {name}.py beside {Path(__file__).name}; copy it there") from None
-
-
-def rank(options: argparse.Namespace) -> int:
-    """Print the names, first what is worth the most to label. Returns the exit code."""
-    ranking = beside("predict_rank")
-    model = load_model(options.model, options.provider, with_features=True, at_once=batches_at_once(options))
-    tally: Counter[str] = Counter()
-    names, answers = [], []
-    for name, result in classify(model, find_images(options.images), options.batch_size):
-        report(name, result, tally)
-        if isinstance(result, Answer):
-            names.append(name)
-            answers.append(result)
-    for index in ranking.order([a.probabilities for a in answers], [a.features for a in answers]):
-        print(describe(model, names[index], answers[index], options), flush=True)
-    return conclude(tally, options.images, 0)
 
 
 def decide(model: Model, answer: Answer) -> str:
@@ -479,8 +483,6 @@ def find_below(name: str) -> Iterator[tuple[str, Source]]:
             for child in sorted([*files, *links]):
                 path = Path(folder, child)
                 yield str(path), inspect_entry(path)
-            yield from ((str(error.filename), ImageError(f"cannot be read: {error.strerror}")) for error in unreadable)
-            unreadable.clear()
         yield from ((str(error.filename), ImageError(f"cannot be read: {error.strerror}")) for error in unreadable)
 
 
