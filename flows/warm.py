@@ -25,9 +25,10 @@ from flows import supervise
 
 GRACE = 10.0  # seconds for a stage to end when the command has
 PATIENCE = 120.0  # seconds that a client waits for a server whose end it has not been told
-LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "scipy.stats", "sklearn.metrics", "sklearn.linear_model",
+LIBRARIES = ("torch", "torchvision", "sympy", "onnx", "onnxruntime", "scipy.stats", "sklearn.metrics", "sklearn.linear_model",
              "matplotlib.figure", "PIL.Image", "pydantic", "ruamel.yaml", "safetensors.torch", "jinja2", "tqdm")  # fmt: skip
-SLOW = 2  # of them: half of the time
+SLOW = 2  # the first ones, half of the time; then sympy, which torchvision imports and whose bytecode takes long
+
 
 CLIENT = """\
 import json, os, socket, sys, time
