@@ -106,7 +106,7 @@ def write_checkpoint() -> None:
     facts = Facts(ARCHITECTURE, CLASSES, Transform(RESIZE, CROP, MEAN, STD), "finetune", 0, None, manifest.digest)
     save_checkpoint(artifacts.train_dir("finetune") / "checkpoint.safetensors", model, facts)
     rows, logits = np.empty(0, np.int64), np.empty((0, len(CLASSES)), np.float32)
-    save_validation(artifacts.train_dir("finetune") / "validation.npz", Validation(rows, rows, logits, 1.0))
+    save_validation(artifacts.train_dir("finetune") / "validation.npz", Validation(rows, rows, logits))
 
 
 def fitted_model(architecture: str, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:

@@ -8,9 +8,7 @@ import pytest
 from stages.shared.held_out import Validation, load_folds, load_validation, save_folds, save_validation
 
 FOLDS = np.array([0, 1, -1, 0])
-VALIDATION = Validation(
-    np.array([3, 0]), np.array([1, 0]), np.array([[0.25, -1.5], [1e-30, 7]], dtype=np.float32), temperature=1 / 3
-)
+VALIDATION = Validation(np.array([3, 0]), np.array([1, 0]), np.array([[0.25, -1.5], [1e-30, 7]], dtype=np.float32))
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path):
@@ -20,7 +18,6 @@ def test_what_is_read_is_what_was_written(tmp_path: Path):
     found = load_validation(tmp_path / "validation.npz")
     for name in ("rows", "labels", "logits"):
         np.testing.assert_array_equal(getattr(found, name), getattr(VALIDATION, name), strict=True)
-    assert found.temperature == VALIDATION.temperature
 
 
 def test_folds_of_another_split_are_refused(tmp_path: Path):

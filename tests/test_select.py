@@ -93,7 +93,7 @@ def write_validation(recipe: str, skill: float, num: int = 60) -> None:
     labels = np.arange(num) % 3
     logits = np.random.default_rng(len(recipe)).normal(size=(num, 3)) + skill * np.eye(3)[labels]
     order = np.random.default_rng(0).permutation(num)  # as folds come: not in the split's order
-    validation = Validation(order, labels[order], logits[order].astype(np.float32), temperature=1.0)
+    validation = Validation(order, labels[order], logits[order].astype(np.float32))
     save_validation(artifacts.train_dir(recipe) / "validation.npz", validation)
 
 

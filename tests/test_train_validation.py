@@ -54,31 +54,31 @@ def test_each_held_out_image_is_judged_once_by_a_model_trained_without_it(split,
         asked.append(fold)
         return Tells(fold)
 
-    found = validate(train_without, split, FOLDS, how, TRANSFORM, 2, CPU, calibrated=False, balanced=False)
+    found, temperature = validate(train_without, split, FOLDS, how, TRANSFORM, 2, CPU, calibrated=False, balanced=False)
     assert asked == expected
     assert sorted(found.rows) == [row for row in range(12) if FOLDS[row] in expected]
     assert found.logits[:, 0].tolist() == FOLDS[found.rows].tolist()
     assert found.logits[:, 1] == pytest.approx((found.rows * 20 / 255 - 0.5) / 0.25, abs=1e-5)
     assert found.labels.tolist() == (found.rows % 2).tolist()
-    assert (found.logits.dtype, found.rows.dtype, found.temperature) == (np.float32, np.int64, 1.0)
+    assert (found.logits.dtype, found.rows.dtype, temperature) == (np.float32, np.int64, 1.0)
 
 
 def test_validation_logits_are_divided_by_the_temperature_that_is_reported(split):
-    plain, calibrated = (
+    (plain, _), (calibrated, temperature) = (
         validate(lambda _: Tells(9), split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=calibrated, balanced=False)
         for calibrated in (False, True)
     )
-    assert calibrated.temperature > 1.05  # always the first class, and very sure of it
-    assert calibrated.logits == pytest.approx(plain.logits / calibrated.temperature, rel=1e-6)
+    assert temperature > 1.05  # always the first class, and very sure of it
+    assert calibrated.logits == pytest.approx(plain.logits / temperature, rel=1e-6)
     assert measure(calibrated)["validation_loss"] < measure(plain)["validation_loss"]
 
 
 def test_validation_is_reported_with_intervals_and_null_where_there_is_none(split):
-    found = measure(validate(Tells, split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=False, balanced=False))
+    found = measure(validate(Tells, split, FOLDS, "folds", TRANSFORM, 2, CPU, calibrated=False, balanced=False)[0])
     assert list(found) == [f"validation_{name}{end}" for name in ("accuracy", "loss") for end in ("", "_low", "_high")]
     for name in ("validation_accuracy", "validation_loss"):
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
-    nothing = measure(validate(Tells, split, FOLDS, "none", TRANSFORM, 2, CPU, calibrated=False, balanced=False))
+    nothing = measure(validate(Tells, split, FOLDS, "none", TRANSFORM, 2, CPU, calibrated=False, balanced=False)[0])
     assert set(nothing.values()) == {None}
     assert list(nothing) == list(found)
 
@@ -96,11 +96,11 @@ def test_nominal_95_percent_intervals_of_accuracy_and_loss_cover_93_to_97_percen
     """1,000 resamples of 300 drawn images; the truth is known from all of which they are drawn."""
     generator = np.random.default_rng(0)
     labels, logits = np.zeros(10**5, np.int64), generator.normal([1.5, 0.0, 0.0], 1.0, (10**5, 3)).astype(np.float32)
-    truth = measure(Validation(labels, labels, logits, 1.0))
+    truth = measure(Validation(labels, labels, logits))
     covered = {"validation_accuracy": 0, "validation_loss": 0}
     for _ in range(1000):
         chosen = generator.integers(len(labels), size=300)
-        found = measure(Validation(chosen, labels[chosen], logits[chosen], 1.0))
+        found = measure(Validation(chosen, labels[chosen], logits[chosen]))
         for name in covered:
             covered[name] += found[f"{name}_low"] <= truth[name] <= found[f"{name}_high"]
     assert all(0.93 <= count / 1000 <= 0.97 for count in covered.values()), covered

@@ -1,7 +1,7 @@
 """The training images that are held out, and what was predicted of them: inspect deals the folds, train predicts.
 
 folds.npz        fold int64 (n,): each training image's fold, from 0; LEFT_OUT for one that takes no part in training
-validation.npz   row int64 (m,), label int64 (m,), logits float32 (m, classes), temperature: of a recipe, see Validation
+validation.npz   row int64 (m,), label int64 (m,), logits float32 (m, classes): of a recipe, see Validation
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ class Validation:
     rows: np.ndarray  # (m,) int64, of the training split
     labels: np.ndarray  # (m,) int64
     logits: np.ndarray  # (m, classes) float32, calibrated
-    temperature: float  # that they were divided by
 
 
 def save_folds(path: Path, folds: np.ndarray) -> None:
@@ -41,15 +40,12 @@ def load_folds(path: Path, num_images: int) -> np.ndarray:
 
 
 def save_validation(path: Path, validation: Validation) -> None:
-    seen = validation
-    _save(path, row=seen.rows, label=seen.labels, logits=seen.logits, temperature=seen.temperature)
+    _save(path, row=validation.rows, label=validation.labels, logits=validation.logits)
 
 
 def load_validation(path: Path) -> Validation:
     """Raises ValueError naming the file that is missing or damaged; its folder is the recipe's."""
-    names = ("row", "label", "logits", "temperature")
-    rows, labels, logits, temperature = _load(path, names, f"train {path.parent.name}")
-    return Validation(rows, labels, logits, float(temperature))
+    return Validation(*_load(path, ("row", "label", "logits"), f"train {path.parent.name}"))
 
 
 def _save(path: Path, **arrays: Any) -> None:

@@ -81,13 +81,15 @@ def cross_fit(
         calibrate(held_out, np.asarray(split.labels)[held_out], probe.logits[held_out], **judged) if probe else None
     )
     if of_probe and not plan.epochs:
-        validation, result = of_probe, "probe"
+        (validation, temperature), result = of_probe, "probe"
     else:
-        validation = validate(train_without, split, folds, plan.validation, transform, num_classes, device, **judged)
+        validation, temperature = validate(
+            train_without, split, folds, plan.validation, transform, num_classes, device, **judged
+        )
         result = "retrained"
-        if of_probe and len(held_out) and not is_better(validation, of_probe, balanced=plan.balanced):
-            validation, result = of_probe, "probe"
-    seconds, temperature = time.perf_counter() - started, validation.temperature
+        if of_probe and len(held_out) and not is_better(validation, of_probe[0], balanced=plan.balanced):
+            (validation, temperature), result = of_probe, "probe"
+    seconds = time.perf_counter() - started
 
     if result == "probe":
         model, history = train_on(kept, head, 0, "")[0], average_histories(histories)

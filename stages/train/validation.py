@@ -37,8 +37,8 @@ def validate(
     *,
     calibrated: bool,
     balanced: bool,
-) -> Validation:
-    """Logits of each held-out fold's images by the model that `train_without(fold)` trains; `folds` (N,) of the whole split."""
+) -> tuple[Validation, float]:
+    """`calibrate` each held-out fold's logits by the model that `train_without(fold)` trains; `folds` (N,) of the whole split."""
     rows, logits = [np.empty(0, np.int64)], [np.empty((0, num_classes), np.float32)]
     for fold in held_out_folds(folds, how):
         rows.append(np.flatnonzero(folds == fold))
@@ -49,14 +49,14 @@ def validate(
 
 def calibrate(
     rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, calibrated: bool, balanced: bool
-) -> Validation:
-    """The logits (n, classes), with `calibrated` divided by the temperature that suits them best.
+) -> tuple[Validation, float]:
+    """The logits (n, classes), with `calibrated` divided by the temperature that suits them best, and that temperature.
 
     With `balanced` every class counts alike in that, as it does in the loss of a training with class weights.
     """
     weights = balanced_weights(labels) if balanced else None
     temperature = fit_temperature(logits, labels, weights) if calibrated and len(rows) else 1.0
-    return Validation(rows, labels, (logits / temperature).astype(np.float32), temperature)
+    return Validation(rows, labels, (logits / temperature).astype(np.float32)), temperature
 
 
 def predict_rows(
