@@ -93,6 +93,36 @@ def test_the_promising_climb_and_the_others_are_given_up(tmp_path: Path) -> None
     assert abs(study.best_params["recipe.lr"] - 0.1) < 0.05
 
 
+def test_the_recipes_own_values_are_tried_first_and_once(tmp_path: Path) -> None:
+    own = space().own_values({"train": {"finetune": {"lr": 0.5}}})
+    assert own == {"recipe.lr": 0.5}
+    for seed in (0, 1):
+        study = studies.open_study(tmp_path, space(), seed, own)
+    worker.work(study, space(), tmp_path, 3, lambda number, chosen, rung: loss(chosen, rung))
+    assert [trial.params == own for trial in study.trials] == [True, False, False]
+    assert all(trial.state.is_finished() for trial in study.trials)
+
+
+@pytest.mark.parametrize("allowed", [{"low": 0.1, "high": 1.0}, [0.1, 1.0]])
+def test_own_values_that_are_not_searched_are_not_tried(allowed: Any) -> None:
+    assert space(search={"recipe.lr": allowed}).own_values({"train": {"finetune": {"lr": 0.05}}}) is None
+
+
+def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
+    trained: list[tuple[float, int]] = []
+
+    def score(number: int, chosen: dict[str, Any], rung: int) -> float:
+        trained.append((chosen["recipe.lr"], rung))
+        return loss(chosen, rung)
+
+    of_two = space(search={"recipe.lr": [0.1, 0.2]})
+    study = studies.open_study(tmp_path, of_two, seed=0)
+    worker.work(study, of_two, tmp_path, 8, score)
+    assert len(study.trials) == 8
+    assert len(trained) == len(set(trained)) <= 6
+    assert study.best_params == {"recipe.lr": 0.1}
+
+
 def test_a_trial_is_taken_up_only_when_nobody_holds_it_and_where_it_was(tmp_path: Path) -> None:
     first, second = (studies.open_study(tmp_path, space(), seed=seed) for seed in (0, 1))
     with studies.claimed(first, space(), tmp_path, 1) as held:

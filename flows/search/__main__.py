@@ -31,6 +31,7 @@ def main() -> None:
     folder = project / ".cache/search" / f"{chosen.name}-{chosen.digest}-{commit[:12]}"
     given = {"space": arguments.space, "settings": settings, "folder": str(folder), "commit": commit}
     given |= {"trials": arguments.trials, "threads": arguments.threads}
+    given["first"] = chosen.own_values(experiments.params_at(project, commit))
     foreground.interrupt_on_signals()
     with dvc_stages.claimed(project / ".cache" / f"search-{chosen.name}.lock"):
         run_workers(given, workers, arguments.seed)

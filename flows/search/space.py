@@ -3,6 +3,9 @@
 import hashlib
 import math
 import re
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,13 +61,27 @@ class Space(BaseModel):
     def settings_of(self, chosen: Settings, rung: int) -> Settings:
         """Full keys of params.yaml for a trial's values at a rung."""
         values = {**self.settings, **chosen, **self.rungs[rung]}
-        return {re.sub(r"^recipe\.", f"train.{self.recipe}.", key): value for key, value in values.items()}
+        return {self.full_key(key): value for key, value in values.items()}
+
+    def full_key(self, key: str) -> str:
+        return re.sub(r"^recipe\.", f"train.{self.recipe}.", key)
+
+    def own_values(self, params: Mapping[str, Any]) -> Settings | None:
+        """What is searched as `params` has it; None where a value is none of those that may be tried."""
+        own = {key: reduce(getitem, self.full_key(key).split("."), params) for key in self.search}
+        return own if all(_may_be(own[key], allowed) for key, allowed in self.search.items()) else None
 
     def corners(self) -> list[Settings]:
         """Settings that hold each value, and both ends of each range, at least once."""
         ends = {key: [r.low, r.high] if isinstance(r, Range) else r for key, r in self.search.items()}
         most = max(map(len, ends.values()))
         return [{key: values[i % len(values)] for key, values in ends.items()} for i in range(most)]
+
+
+def _may_be(value: Any, allowed: Range | list[Any]) -> bool:
+    if isinstance(allowed, Range):
+        return isinstance(value, int | float) and allowed.low <= value <= allowed.high
+    return value in allowed
 
 
 def load_space(name: str) -> Space:

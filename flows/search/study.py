@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
+from flows.overrides import Settings
 from flows.search.space import Range, Space
 
 Score = Callable[[int, dict[str, Any], int], float]  # trial number, its values, rung -> score
@@ -37,8 +38,8 @@ class KernelLock:
             self.file.close()
 
 
-def open_study(folder: Path, space: Space, seed: int) -> optuna.Study:
-    """The search's study, made where it is missing. `seed`: of the sampler; each worker has its own."""
+def open_study(folder: Path, space: Space, seed: int, first: Settings | None = None) -> optuna.Study:
+    """The search's study, made where it is missing, with `first` as its first trial. `seed`: of the sampler; each worker has its own."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "journal.jsonl"
@@ -47,7 +48,7 @@ def open_study(folder: Path, space: Space, seed: int) -> optuna.Study:
     lock: Any = KernelLock(folder / "journal.lock")
     storage = JournalStorage(JournalFileBackend(str(journal), lock))
     with _locked(folder / "create.lock"):  # two workers at once would both find it missing
-        return optuna.create_study(
+        study = optuna.create_study(
             study_name=space.name,
             storage=storage,
             direction=space.direction,
@@ -55,6 +56,9 @@ def open_study(folder: Path, space: Space, seed: int) -> optuna.Study:
             sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=space.reduction),
         )
+        if first and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(first)
+        return study
 
 
 @contextlib.contextmanager
@@ -73,6 +77,12 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     return {key: _suggest(trial, key, allowed) for key, allowed in space.search.items()}
 
 
+def known_scores(study: optuna.Study, chosen: dict[str, Any]) -> dict[int, float]:
+    """Step -> score, as any trial of the values `chosen` has reported it: of a few values, a sampler takes some twice."""
+    alike = [trial for trial in study.get_trials(deepcopy=False) if trial.params == chosen]
+    return {at: value for trial in alike for at, value in trial.intermediate_values.items()}
+
+
 def step(space: Space, rung: int) -> int:
     """The pruner's step of a rung: the budgets of successive halving grow by its factor."""
     return int(space.reduction**rung)
@@ -86,7 +96,8 @@ def _abandoned(study: optuna.Study, folder: Path, held: contextlib.ExitStack) ->
 
 
 def _new(study: optuna.Study, folder: Path, held: contextlib.ExitStack, num_trials: int) -> Trial | None:
-    if len(study.get_trials(deepcopy=False)) >= num_trials:
+    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    if len(begun) >= num_trials:
         return None
     trial = study.ask()
     assert _hold(folder, trial.number, held)

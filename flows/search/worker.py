@@ -29,7 +29,7 @@ def main(arguments: str) -> None:
     given: dict[str, Any] = json.loads(arguments)
     project, folder, space = Path.cwd(), Path(given["folder"]), load_space(given["space"])
     space = space.model_copy(update={"settings": {**space.settings, **given["settings"]}})
-    study = studies.open_study(folder, space, given["seed"])
+    study = studies.open_study(folder, space, given["seed"], given["first"])
 
     def score(number: int, chosen: dict[str, Any], rung: int) -> float:
         return run(project, experiment(space, number, chosen, rung), space, given["commit"], given["threads"])
@@ -47,12 +47,13 @@ def work(study: optuna.Study, space: Space, folder: Path, num_trials: int, score
 
 
 def climb(study: optuna.Study, trial: Trial, space: Space, score: Score) -> None:
-    """Train the trial rung by rung, from the first that it has not reported, and tell the study how it ended."""
-    chosen, reported = studies.suggest(trial, space), dict(study.trials[trial.number].intermediate_values)
-    value = math.nan
+    """Train the trial rung by rung where no trial of its values was, and tell the study how it ended."""
+    chosen = studies.suggest(trial, space)
+    known, own = studies.known_scores(study, chosen), study.trials[trial.number].intermediate_values
     for rung in range(len(space.rungs)):
         at = studies.step(space, rung)
-        if at not in reported:
+        value = known.get(at)
+        if value is None:
             try:
                 value = score(trial.number, chosen, rung)
             except ExperimentFailed as error:
@@ -61,8 +62,8 @@ def climb(study: optuna.Study, trial: Trial, space: Space, score: Score) -> None
             if math.isnan(value):  # a loss that diverged, or a combination that the stage refuses
                 study.tell(trial, state=TrialState.FAIL)
                 return
+        if at not in own:
             trial.report(value, at)
-        value = reported.get(at, value)
         if rung < len(space.rungs) - 1 and trial.should_prune():
             study.tell(trial, state=TrialState.PRUNED)
             return
