@@ -16,7 +16,8 @@ import torch
 
 from stages.check_parity.placement import misplaced
 from stages.export.core import export_core
-from stages.export.deploy import deployable, deployable_on_crops
+from stages.export.deploy import chain, deployable, deployable_on_crops
+from stages.export.heatmap import heatmap_graph
 from stages.export.variants import Demands, Judged, eight_bits, half_precision, ship_variants, speedup, split_evenly
 from stages.report.card import model_card
 from stages.shared.checkpoint import Facts
@@ -24,7 +25,7 @@ from stages.shared.contrasts import WithContrasts
 from stages.shared.dataset import load_test_split
 from stages.shared.files import file_digest, read_json, write_json, write_text
 from stages.shared.model import Mirrored, build_model
-from stages.shared.shipped_files import FILES
+from stages.shared.shipped_files import FILES, HEATMAP, LOGITS
 from stages.shared.transforms import Transform, network_input
 from tests.exported_project import CLASSES, CROP, MEAN, RESIZE, ROOT, STD, exported_project
 
@@ -116,6 +117,20 @@ def test_a_mirrored_network_is_exported_with_its_mirror() -> None:
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(images).numpy(), rtol=1e-4, atol=1e-5)
     assert features.shape == (3, 512)
+
+
+def test_a_mirrored_networks_heatmap_is_of_the_image_itself() -> None:
+    torch.manual_seed(0)
+    mirrored = Mirrored(build_model("resnet18", 2, 64)).eval()
+    images, found = torch.randn(3, 3, 64, 64).numpy(), []
+    for model in (mirrored, mirrored.network):
+        core = export_core(model, 64, 18)
+        whole = chain([core, heatmap_graph(core, 18)], [HEATMAP, LOGITS])
+        session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {"normalized": images}))
+    (heatmap, logits), (expected, own) = found
+    np.testing.assert_array_equal(logits.argmax(1), own.argmax(1))  # else the maps would be of different classes
+    np.testing.assert_allclose(heatmap, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [file.path for file in FILES])

@@ -27,15 +27,16 @@ heatmap (float[batch, {num_features}, {rows}, {columns}] {maps}) => (float[batch
 
 
 def heatmap_graph(core: ModelProto, opset: int) -> ModelProto:
-    """HEATMAP float32 (batch, rows, columns), 0 where nothing speaks for the class, over the crop.
+    """HEATMAP float32 (batch, rows, columns), 0 where nothing speaks for the class, over the crop; of a mirrored network, of the image itself.
 
     Raises ValueError where the network does not end in global average pooling and one linear layer.
     """
     makers = {name: node for node in core.graph.node for name in node.output}
-    last, pooling = makers[LOGITS], makers.get(FEATURES)
+    head = next((node for node in core.graph.node if FEATURES in node.input), makers[LOGITS])
+    pooling = makers.get(FEATURES)
     while pooling is not None and pooling.op_type in ("Reshape", "Flatten"):
         pooling = makers.get(pooling.input[0])
-    if last.op_type != "Gemm" or pooling is None or pooling.op_type != "GlobalAveragePool":
+    if head.op_type != "Gemm" or pooling is None or pooling.op_type != "GlobalAveragePool":
         raise ValueError(
             "export.heatmap: this network does not end in global average pooling and one linear layer "
             "(nor does any under mirror: true, the mean of two); set it to false"
@@ -52,14 +53,14 @@ def heatmap_graph(core: ModelProto, opset: int) -> ModelProto:
         heatmap=HEATMAP,
     )
     model = onnx.parser.parse_model(text)
-    model.graph.initializer.append(numpy_helper.from_array(_weights(core, last), "weights_of_classes"))
+    model.graph.initializer.append(numpy_helper.from_array(_weights(core, head), "weights_of_classes"))
     return model
 
 
-def _weights(core: ModelProto, last: NodeProto) -> np.ndarray:
+def _weights(core: ModelProto, head: NodeProto) -> np.ndarray:
     """(classes, features)"""
-    (found,) = [tensor for tensor in core.graph.initializer if tensor.name == last.input[1]]
-    transposed = any(item.name == "transB" and item.i for item in last.attribute)
+    (found,) = [tensor for tensor in core.graph.initializer if tensor.name == head.input[1]]
+    transposed = any(item.name == "transB" and item.i for item in head.attribute)
     weights = numpy_helper.to_array(found)
     return np.ascontiguousarray(weights if transposed else weights.T)
 
