@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks.quality.__main__ import read_runs, scores, write_run
 from benchmarks.quality.ours import train_recipe
-from benchmarks.quality.tasks import Task, prepare
+from benchmarks.quality.tasks import PARAMS, Task, prepare
+from flows.project import read_yaml
 from flows.search import study as studies
 from flows.search import worker
 from flows.search.space import Space
@@ -38,7 +39,7 @@ SPACE = Space(
     ],
     reduction=4,
 )
-NUM_TRIALS = (3, 4, 6, 8, 12)  # that a search starts
+NUM_TRIALS = (4, 5, 6, 7, 8, 12)  # that a search starts
 NUM_SEARCHES = 50
 
 Point = tuple[Any, ...]  # a value of each key that is searched
@@ -108,7 +109,7 @@ def search(trained: Trained, seed: int, num_trials: int) -> dict[str, float]:
         return row["validation_loss"]
 
     with tempfile.TemporaryDirectory() as folder:
-        study = studies.open_study(Path(folder), SPACE, seed)
+        study = studies.open_study(Path(folder), SPACE, seed, SPACE.own_values(read_yaml(PARAMS)))
         worker.work(study, SPACE, Path(folder), num_trials, score)
         point = tuple(study.best_params.values())
     return {**trained[point, len(SPACE.rungs) - 1], "cpu_seconds": sum(asked)}

@@ -11,7 +11,8 @@ from benchmarks.quality.table import compare_to_tuned, render, render_imbalance,
 
 def run(task: str, recipe: str, seed: int, accuracy: float) -> dict[str, Any]:
     others = {"macro_recall": accuracy, "log_loss": 1.0, "ece": 0.1, "cpu_seconds": 2.0 + seed, "wall_seconds": 9.0}
-    return {"task": task, "recipe": recipe, "seed": seed, "accuracy": accuracy, "num_train": 20, **others}
+    facts = {"num_train": 20, "date": f"2026-11-2{6 - seed}"}
+    return {"task": task, "recipe": recipe, "seed": seed, "accuracy": accuracy, **facts, **others}
 
 
 RUNS = [
@@ -24,6 +25,7 @@ def test_a_task_and_recipe_is_the_mean_of_its_seeds():
     rows = {(row["task"], row["recipe"]): row for row in summarize(RUNS)}
     assert rows["a", "tuned"]["accuracy"] == pytest.approx(0.85)
     assert (rows["a", "tuned"]["seeds"], rows["a", "tuned"]["cpu_seconds"]) == (2, 2.5)
+    assert (rows["a", "tuned"]["oldest"], rows["b", "tuned"]["oldest"]) == ("2026-11-25", "2026-11-26")
 
 
 def test_recipes_are_compared_on_what_both_have_run_and_every_task_counts_alike():

@@ -8,6 +8,7 @@ import argparse
 import json
 import shutil
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def main() -> None:
             for seed in arguments.seeds:
                 if (name, recipe, seed) not in done:
                     task = prepare(name, arguments.real.resolve(), arguments.work.resolve())
-                    write_run(runs, {"task": name, "recipe": recipe, "seed": seed, **measure(task, recipe, seed)})
+                    run = {"task": name, "recipe": recipe, "seed": seed, **measure(task, recipe, seed)}
+                    write_run(runs, {**run, "date": datetime.now(UTC).date().isoformat()})
     if arguments.write:
         print(write_results(read_runs(runs)))
 

@@ -43,7 +43,10 @@ def summarize(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for num_train, task, recipe in sorted(pairs, key=lambda pair: (*pair[:2], ORDER.index(pair[2]))):
         own = [run for run in runs if (run["task"], run["recipe"]) == (task, recipe)]
         means = {score: statistics.fmean(run[score] for run in own) for score in SCORES}
-        rows.append({"task": task, "recipe": recipe, "seeds": len(own), "num_train": num_train, **means})
+        oldest = min(run["date"] for run in own)
+        rows.append({
+            "task": task, "recipe": recipe, "seeds": len(own), "num_train": num_train, **means, "oldest": oldest
+        })  # fmt: skip
     return rows
 
 
@@ -101,11 +104,11 @@ def render(summary: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], m
         "",
         "## Each task",
         "",
-        "| task | train | recipe | seeds | accuracy | macro recall | log-loss | ECE | CPU s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task | train | recipe | seeds | accuracy | macro recall | log-loss | ECE | CPU s | oldest run |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {row['task']} | {row['num_train']} | {row['recipe']} | {row['seeds']} | {row['accuracy']:.3f} | "
-            f"{row['macro_recall']:.3f} | {row['log_loss']:.3f} | {row['ece']:.3f} | {row['cpu_seconds']:.0f} |"
+            f"{row['macro_recall']:.3f} | {row['log_loss']:.3f} | {row['ece']:.3f} | {row['cpu_seconds']:.0f} | {row['oldest']} |"
             for row in summary
         ),
         "",
