@@ -2,7 +2,7 @@
 
 Twelve settings of fine-tuning from a probe, four rates by three depths of freezing, are trained on a hundred photos of five
 cakes: for two epochs with one fold held out, and for eight with each of three folds held out in turn. The sweep takes all of them
-to the second; flows.search, its sampler and its pruner, is then replayed on these trainings, from many seeds. Both choose by
+to the second; flows.search, its sampler and its halving, is then replayed on these trainings, from many seeds. Both choose by
 validation log-loss. Each training is a line of WORK/search.jsonl, and what has a line is not trained again.
 """
 

@@ -85,7 +85,7 @@ def test_the_promising_climb_and_the_others_are_given_up(tmp_path: Path) -> None
 
     study = studies.open_study(tmp_path, space(), seed=0)
     worker.work(study, space(), tmp_path, 30, score)
-    states = [trial.state for trial in study.trials]
+    states = [trial.state for trial in studies.trials_of_all_values(study)]
     assert len(states) == 30
     assert 1 <= states.count(TrialState.COMPLETE) < 15
     assert states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED) == 30
@@ -99,7 +99,9 @@ def test_the_recipes_own_values_are_tried_first_and_once(tmp_path: Path) -> None
     for seed in (0, 1):
         study = studies.open_study(tmp_path, space(), seed, own)
     worker.work(study, space(), tmp_path, 3, lambda number, chosen, rung: loss(chosen, rung))
-    assert [trial.params == own for trial in study.trials] == [True, False, False]
+    assert study.trials[0].params == own
+    tried = studies.trials_of_all_values(study)
+    assert [trial.params == own for trial in tried] == [True, False, False]
     assert all(trial.state.is_finished() for trial in study.trials)
 
 
@@ -118,9 +120,25 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
     of_two = space(search={"recipe.lr": [0.1, 0.2]})
     study = studies.open_study(tmp_path, of_two, seed=0)
     worker.work(study, of_two, tmp_path, 8, score)
-    assert len(study.trials) == 8
+    assert len(studies.trials_of_all_values(study)) == 2
     assert len(trained) == len(set(trained)) <= 6
     assert study.best_params == {"recipe.lr": 0.1}
+
+
+@pytest.mark.parametrize("best", range(4))
+def test_the_best_climbs_whenever_it_was_tried_and_no_other_does(tmp_path: Path, best: int) -> None:
+    climbed: list[int] = []
+
+    def score(number: int, chosen: dict[str, Any], rung: int) -> float:
+        climbed.extend([number] * (rung > 0))
+        return chosen["recipe.lr"] if rung else abs(number - best)
+
+    few = space(rungs=[{"recipe.epochs": 1}, {"recipe.epochs": 3}], reduction=4)
+    study = studies.open_study(tmp_path, few, seed=0)
+    worker.work(study, few, tmp_path, 4, score)
+    (complete,) = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert complete.params == study.trials[best].params
+    assert climbed == [complete.number]
 
 
 def test_a_trial_is_taken_up_only_when_nobody_holds_it_and_where_it_was(tmp_path: Path) -> None:
@@ -133,7 +151,7 @@ def test_a_trial_is_taken_up_only_when_nobody_holds_it_and_where_it_was(tmp_path
     rungs: list[int] = []
     worker.work(second, space(), tmp_path, 1, lambda number, chosen, rung: rungs.append(rung) or 0.1)
     assert rungs == [1, 2]
-    (trial,) = second.trials
+    (trial,) = studies.trials_of_all_values(second)
     assert (trial.state, trial.params) == (TrialState.COMPLETE, first.trials[0].params)
 
 
@@ -145,7 +163,7 @@ def test_a_trial_whose_training_fails_is_told_and_the_search_goes_on(tmp_path: P
 
     study = studies.open_study(tmp_path, space(), seed=0)
     worker.work(study, space(), tmp_path, 2, score)
-    first, second = study.trials
+    first, second = studies.trials_of_all_values(study)
     assert first.state == TrialState.FAIL
     assert "the loss is nan" in first.user_attrs["error"]
     assert second.state == TrialState.COMPLETE
@@ -170,7 +188,8 @@ def test_a_line_that_a_power_cut_tore_is_dropped(tmp_path: Path) -> None:
         journal.write('{"op_code": 5, "trial')
     again = studies.open_study(tmp_path, space(), seed=0)
     worker.work(again, space(), tmp_path, 4, lambda *_: 0.1)
-    assert [trial.state for trial in again.trials] == [TrialState.COMPLETE] * 4
+    assert len(studies.trials_of_all_values(again)) == 4
+    assert TrialState.FAIL not in [trial.state for trial in studies.trials_of_all_values(again)]
 
 
 WORKER = """
@@ -212,9 +231,10 @@ def test_no_trial_is_lost_to_kills(tmp_path: Path, num_trials: int, num_workers:
                 workers.append(start(seed))
                 seed += 1
         time.sleep(0.01)
-    trials = studies.open_study(tmp_path, space(), seed=0).trials
+    study = studies.open_study(tmp_path, space(), seed=0)
+    trials = study.trials
     assert kills > 0
-    assert [trial.number for trial in trials] == list(range(num_trials))
+    assert len(studies.trials_of_all_values(study)) == num_trials
     for trial in trials:
         assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         for rung, value in enumerate(trial.intermediate_values.values()):
@@ -242,7 +262,7 @@ def test_the_command_searches_by_validation_and_tests_the_winner_alone(
 
     assert "Winner by validation" in search(2)
     rows = json.loads((toy / "artifacts/searches/toy/table.json").read_text())["rows"]
-    assert [row["trial"] for row in rows] == [0, 1]
+    assert [(row["lr"] == 0.1, row["rungs"]) for row in rows] == [(True, 2), (False, 1)]  # its own first
     trained = len((notes / "trained").read_text().splitlines())
     assert len((notes / "evaluated").read_text().splitlines()) == 1
     search(2)  # nothing is left to do

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from flows.overrides import plain
 from flows.search import worker
 from flows.search.space import Space
+from flows.search.study import trials_of_all_values
 from flows.sweep import experiments
 from flows.sweep.plan import tested
 from flows.sweep.table import column, describe, winner_line, words
@@ -41,7 +42,7 @@ def write(project: Path, space: Space, study: optuna.Study, commit: str, threads
 
 
 def _save(project: Path, space: Space, study: optuna.Study, winner: dict[str, Any]) -> Path:
-    rows = [_row(space, trial) for trial in study.trials]
+    rows = [_row(space, trial) for trial in trials_of_all_values(study)]
     folder = project / OUTPUT / space.name
     folder.mkdir(parents=True, exist_ok=True)
     described = {"title": space.title, "ranked_by": space.score, "winner": winner, "rows": rows}

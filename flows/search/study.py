@@ -1,5 +1,8 @@
 """Keep a search's trials in a journal file that several workers share, and lose none of them to a kill.
 
+A trial is given up after a rung unless it is among the best there. Where it comes to be among them later, as worse ones are
+tried or the search ends, its values get a second trial, which goes on from the scores of the first.
+
 A worker holds a lock on each trial it is at; the kernel frees it with the process. A trial that is unfinished and held by
 nobody was left by a worker that died: the next one to look takes it up where its last report was.
 """
@@ -13,11 +16,13 @@ from typing import IO, Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flows.overrides import Settings
 from flows.search.space import Range, Space
 
+DRAWS = 50  # of a sampler that takes the same few values again and again
+REPEATS = "repeats"  # a drawn trial's mark: its values had been tried
 Score = Callable[[int, dict[str, Any], int], float]  # trial number, its values, rung -> score
 
 
@@ -54,7 +59,6 @@ def open_study(folder: Path, space: Space, seed: int, first: Settings | None = N
             direction=space.direction,
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=space.reduction),
         )
         if first and not study.get_trials(deepcopy=False):
             study.enqueue_trial(first)
@@ -63,10 +67,14 @@ def open_study(folder: Path, space: Space, seed: int, first: Settings | None = N
 
 @contextlib.contextmanager
 def claimed(study: optuna.Study, space: Space, folder: Path, num_trials: int) -> Iterator[Trial | None]:
-    """Hold an unfinished trial that no worker holds, or else a new one; yields None once there are `num_trials`."""
+    """Hold an unfinished trial that no worker holds, or else a new one, `num_trials` at most, or else one that goes on.
+
+    Yields None where there is none of these.
+    """
     with contextlib.ExitStack() as held:
         with _locked(folder / "claim.lock"):
-            trial = _abandoned(study, folder, held) or _new(study, folder, held, num_trials)
+            trial = _abandoned(study, folder, held)
+            trial = trial or _new(study, space, folder, held, num_trials) or _second(study, space, folder, held)
             if trial:
                 suggest(trial, space)
         yield trial
@@ -78,13 +86,35 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
 
 
 def known_scores(study: optuna.Study, chosen: dict[str, Any]) -> dict[int, float]:
-    """Step -> score, as any trial of the values `chosen` has reported it: of a few values, a sampler takes some twice."""
+    """Step -> score, as any trial of the values `chosen` has reported it."""
     alike = [trial for trial in study.get_trials(deepcopy=False) if trial.params == chosen]
     return {at: value for trial in alike for at, value in trial.intermediate_values.items()}
 
 
+def trials_of_all_values(study: optuna.Study) -> list[FrozenTrial]:
+    """The last trial of each values that were tried: it has all of their scores."""
+    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    drawn_anew = [trial for trial in begun if REPEATS not in trial.user_attrs]
+    return list({tuple(trial.params.items()): trial for trial in drawn_anew}.values())
+
+
+def is_promising(study: optuna.Study, space: Space, chosen: dict[str, Any], rung: int) -> bool:
+    """True where `chosen` is among the best of a rung, of which there are enough to compare it with."""
+    at = step(space, rung)
+    num_scores = sum(at in trial.intermediate_values for trial in trials_of_all_values(study))
+    return num_scores >= space.reduction and chosen in best_of(study, space, rung)
+
+
+def best_of(study: optuna.Study, space: Space, rung: int) -> list[dict[str, Any]]:
+    """The values whose scores at a rung are the best 1 / reduction, one at least, the best first."""
+    at, largest_first = step(space, rung), space.direction == "maximize"
+    scored = [trial for trial in trials_of_all_values(study) if at in trial.intermediate_values]
+    scored.sort(key=lambda trial: trial.intermediate_values[at], reverse=largest_first)
+    return [trial.params for trial in scored[: max(1, len(scored) // space.reduction)]]
+
+
 def step(space: Space, rung: int) -> int:
-    """The pruner's step of a rung: the budgets of successive halving grow by its factor."""
+    """The study's step of a rung, as if each were `reduction` times as long as the one before."""
     return int(space.reduction**rung)
 
 
@@ -95,10 +125,33 @@ def _abandoned(study: optuna.Study, folder: Path, held: contextlib.ExitStack) ->
     return None
 
 
-def _new(study: optuna.Study, folder: Path, held: contextlib.ExitStack, num_trials: int) -> Trial | None:
-    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    if len(begun) >= num_trials:
-        return None
+def _new(study: optuna.Study, space: Space, folder: Path, held: contextlib.ExitStack, num_trials: int) -> Trial | None:
+    """A trial of values that no trial has had; None where there are enough, or the sampler has no others."""
+    tried = {tuple(trial.params.items()) for trial in trials_of_all_values(study)}
+    for _ in range(DRAWS if len(tried) < num_trials else 0):
+        trial = study.ask()
+        if tuple(suggest(trial, space).items()) not in tried:
+            assert _hold(folder, trial.number, held)
+            return trial
+        trial.set_user_attr(REPEATS, True)
+        study.tell(trial, state=TrialState.FAIL)  # which the sampler does not learn from
+    return None
+
+
+def _second(study: optuna.Study, space: Space, folder: Path, held: contextlib.ExitStack) -> Trial | None:
+    """A trial of values that are among the best of a rung and were given up there."""
+    trials = trials_of_all_values(study)
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # left by a worker that died here
+        given_up = [
+            values
+            for rung in reversed(range(len(space.rungs) - 1))
+            for values in best_of(study, space, rung)
+            if step(space, rung + 1) not in known_scores(study, values)
+            and next(trial.state for trial in trials if trial.params == values) == TrialState.PRUNED
+        ]
+        if not given_up:
+            return None
+        study.enqueue_trial(given_up[0])
     trial = study.ask()
     assert _hold(folder, trial.number, held)
     return trial

@@ -1,7 +1,7 @@
 """Work on a search's trials until all are done, as one process of several.
 
 `python -m flows.search.worker ARGUMENTS` (as JSON). A trial climbs the rungs: at each it is trained with that rung's settings, as a DVC experiment, and reports its validation
-score; the pruner gives it up where others did better with as much.
+score; it is given up where others did better with as much.
 """
 
 import json
@@ -64,7 +64,8 @@ def climb(study: optuna.Study, trial: Trial, space: Space, score: Score) -> None
                 return
         if at not in own:
             trial.report(value, at)
-        if rung < len(space.rungs) - 1 and trial.should_prune():
+        goes_on = at in known and at not in own  # a second trial
+        if rung < len(space.rungs) - 1 and not (goes_on or studies.is_promising(study, space, chosen, rung)):
             study.tell(trial, state=TrialState.PRUNED)
             return
     study.tell(trial, value)
