@@ -3,6 +3,7 @@
 import contextlib
 import html
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,7 @@ from stages.report.parity import Cell, summarize_parity
 from stages.report.runs import read_csv, show, surest_mistakes, surest_right
 from stages.report.tables import flatten, fold_intervals
 from stages.shared import artifacts
-from stages.shared.files import write_json, write_text
+from stages.shared.files import read_json, write_json, write_text
 from stages.shared.model import Mirrored, build_model
 from stages.shared.transforms import Transform
 from tests.finished_experiment import write_evaluation, write_experiment
@@ -196,6 +197,34 @@ def test_twelve_classes_have_no_roc_section(tmp_path):
 def test_one_class_test_split_has_no_roc_section(one_class):
     assert 'id="roc"' not in one_class
     assert 'id="calibration"' in one_class
+
+
+def test_a_recipe_of_no_epochs_has_a_line_instead_of_an_empty_curve(tmp_path, monkeypatch):
+    def write() -> None:
+        write_experiment()
+        path = artifacts.train_dir("scratch") / "metrics.json"
+        untrained = dict.fromkeys(("train_loss", "train_accuracy", "examples_per_second"))
+        write_json(path, read_json(path) | untrained)
+        history = artifacts.train_dir("scratch") / "history.csv"
+        write_text(history, history.read_text().splitlines()[0] + "\n")
+        kept = artifacts.train_dir("finetune") / "metrics.json"
+        write_json(kept, read_json(kept) | {"result": "probe"})
+
+    page = report_in(tmp_path, write)
+    section = page[page.index('<section id="learning">') : page.index('<section id="confusion">')]
+    assert "<strong>scratch</strong> has none: it was trained for 0 epochs" in section
+    assert "The curve of <strong>finetune</strong> is the mean of its folds’ trainings" in section
+    assert section.count("<svg") == 2
+    assert "finetune ends at" in section
+    assert "scratch ends at" not in section
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(artifacts.train_dir("scratch") / "history.csv", artifacts.train_dir("finetune"))
+    main()
+    page = artifacts.REPORT.read_text(encoding="utf-8")
+    section = page[page.index('<section id="learning">') : page.index('<section id="confusion">')]
+    assert section.count("has none") == 2
+    assert "<svg" not in section
 
 
 def test_recipe_without_mistakes_says_so(one_class):

@@ -55,7 +55,7 @@ def task(class_names: Sequence[str]) -> str:
 
 
 def draw_figures(folder: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """Name -> SVG for the page; `confusion` maps each recipe to its own. `roc` is None where no recipe has a curve."""
+    """Name -> SVG for the page; `confusion` maps each recipe to its own. None where no recipe has a curve."""
     histories = {run.recipe: run.history for run in runs}
     curves, areas = {run.recipe: run.roc for run in runs}, {run.recipe: run.tested["roc_auc"] for run in runs}
     return {

@@ -28,12 +28,16 @@ FIGURE: dict[Any, Any] = STYLE | {
 }
 
 
-def draw_learning_curve(folder: Path, column: str, label: str, histories: Mapping[str, Rows]) -> Markup:
-    """One line a recipe over its epochs, from history.csv's `column`."""
+def draw_learning_curve(folder: Path, column: str, label: str, histories: Mapping[str, Rows]) -> Markup | None:
+    """One line a recipe over its epochs, from history.csv's `column`; without recipes of no epochs, None if all are."""
+    if not any(histories.values()):
+        return None
     with matplotlib.rc_context(FIGURE):
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")
         axes = figure.subplots()
         for color, (recipe, rows) in zip(series_colors(histories), histories.items(), strict=True):
+            if not rows:
+                continue
             epochs, values = [int(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
             axes.plot(epochs, values, color=color, marker="o", markersize=4, linewidth=1.8, label=recipe)
         axes.set_xlabel("epoch")
