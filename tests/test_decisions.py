@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from stages.export.decisions import NEVER, familiarity_threshold, lowest_threshold, probability_thresholds
+from stages.export.decisions import (
+    NEVER,
+    advice,
+    familiarity_threshold,
+    fewest_held_out,
+    images_needed,
+    lowest_threshold,
+    probability_thresholds,
+    surest_first,
+)
 from stages.shared.metrics import softmax
 
 CLASSES = ("hotdog", "other")
@@ -31,6 +40,33 @@ def test_promised_precision_holds_in_95_percent_of_200_resamples(count: int, dem
     assert answered >= 100  # by thresholds that are of use
 
 
+def test_a_wrong_label_among_the_surest_answers_does_not_decide() -> None:
+    right = np.ones(400, bool)
+    right[3] = False
+    assert lowest_threshold(np.linspace(1, 0.5, 400), right, 0.95) < 0.6
+
+
+def test_as_many_images_as_advised_mostly_show_the_precision() -> None:
+    generator = np.random.default_rng(3)
+
+    def answers(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return surest_first(*drawn(generator, count), 0)
+
+    advised = [images_needed(answers(100)[1], 0.9, 100) for _ in range(50)]
+    count = int(np.median([number for number in advised if number]))
+    assert 150 < count < 1000
+    assert sum(lowest_threshold(*answers(100), 0.9) != NEVER for _ in range(50)) < 25
+    assert sum(lowest_threshold(*answers(count), 0.9) != NEVER for _ in range(50)) > 25
+
+
+def test_a_class_without_a_threshold_comes_with_advice() -> None:
+    logits, labels = drawn(np.random.default_rng(4), 100)
+    told = advice(logits, labels, CLASSES, "hotdog", 0.95)
+    assert "100 held-out images cannot show 0.95 for hotdog, which will never be answered" in told
+    told = advice(logits, 1 - labels, CLASSES, "hotdog", 0.95)
+    assert "more images alone are of little help; or demand less" in told
+
+
 @pytest.mark.parametrize(("count", "max_refused"), [(95, 0.05), (237, 0.02), (500, 0.02)])
 def test_no_more_familiar_pictures_are_refused_than_promised(count: int, max_refused: float) -> None:
     generator = np.random.default_rng(1)
@@ -49,11 +85,23 @@ def test_too_few_pictures_to_promise_anything_refuse_none() -> None:
     assert familiarity_threshold(1000, 0.0) == 0.0
 
 
+def test_so_many_images_as_are_said_to_be_needed_give_a_threshold_of_familiarity() -> None:
+    assert fewest_held_out(0.02) == 236
+    assert familiarity_threshold(235, 0.02) == 0.0
+    assert familiarity_threshold(236, 0.02) > 0.0
+
+
+def test_equal_confidences_are_judged_together() -> None:
+    right = np.arange(400) < 100
+    assert lowest_threshold(np.ones(400), right, 0.95) == NEVER
+    assert lowest_threshold(np.ones(400), np.arange(400) < 396, 0.95) == 1.0
+
+
 def test_precision_that_cannot_be_shown_is_never_answered() -> None:
     right = np.ones(20, bool)
-    assert lowest_threshold(np.linspace(0.5, 1, 20), right, 0.99) == NEVER  # 299 right ones would be needed
-    assert lowest_threshold(np.linspace(0.5, 1, 400), np.ones(400, bool), 0.99) < 0.7
-    assert lowest_threshold(np.linspace(0.5, 1, 400), np.zeros(400, bool), 0.5) == NEVER
+    assert lowest_threshold(np.linspace(1, 0.5, 20), right, 0.99) == NEVER  # 299 right ones would be needed
+    assert lowest_threshold(np.linspace(1, 0.5, 400), np.ones(400, bool), 0.99) < 0.7
+    assert lowest_threshold(np.linspace(1, 0.5, 400), np.zeros(400, bool), 0.5) == NEVER
 
 
 def test_only_the_classes_named_have_a_threshold_and_others_are_refused() -> None:

@@ -324,7 +324,7 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
     data = {"source": {"source": "hotdog.zip"}}
     sidecar = {"facts": facts, "data": data, "weights": weights, "variants": variants}
     sidecar |= {
-        "metadata": {"thresholds": '{"familiarity": 0.02, "probability": {"hotdog": 0.9}}'},
+        "metadata": {"thresholds": '{"familiarity": 0.02, "probability": {"hotdog": 0.9, "not-hotdog": 2.0}}'},
         "machine": "cpu (x)",
     }
     card = model_card(
@@ -336,7 +336,8 @@ def test_model_card_tells_accuracy_mistakes_and_licence(tmp_path: Path) -> None:
     assert "| accuracy | 0.750 | 0.500 to 0.900 |" in card
     assert "Fixed by a person's list, `fixes.yaml`, before anything was computed: 3 drop, 2 not found." in card
     assert "below 0.020 the answer should not be used" in card
-    assert "hotdog 0.900" in card
+    assert "from this probability on: hotdog 0.900, not-hotdog never." in card
+    assert "the chance that a threshold was set and does not keep this is at most 5 %" in card
     assert "ROC-AUC" not in card
     assert "1 of 2 test images are classified wrongly" in card
     assert "| `a\\|b.png` | hotdog | not-hotdog | 0.900 |" in card

@@ -20,7 +20,7 @@ import torch
 from onnx import ModelProto
 
 from stages.export.core import describe_core, export_core
-from stages.export.decisions import familiarity_threshold, probability_thresholds
+from stages.export.decisions import NEVER, advice, familiarity_threshold, fewest_held_out, probability_thresholds
 from stages.export.deploy import deployable, deployable_on_crops
 from stages.export.familiarity import familiarity_graph, fit_familiarity
 from stages.export.graph import check_and_save
@@ -99,7 +99,9 @@ def main() -> None:
         print(f"{variant['file']}: {variant['reason'] or 'shipped'}", flush=True)
 
     write_repository(artifacts.EXPORT / "triton", artifacts.MODEL, facts.class_names)
-    write_json(artifacts.EXPORT / "export.json", provenance(params, recipe, facts, metadata, variants))
+    answers = np.bincount(validation.logits.argmax(axis=1), minlength=len(facts.class_names)).tolist()
+    held_out = {"held_out_answers": dict(zip(facts.class_names, answers, strict=True))}  # what monitor compares with
+    write_json(artifacts.EXPORT / "export.json", provenance(params, recipe, facts, metadata, variants) | held_out)
 
 
 def learn_familiarity(
@@ -114,18 +116,21 @@ def learn_familiarity(
 
 
 def decide(
-    decision: Decision,
-    validation: Validation,
-    class_names: tuple[str, ...],
-    num_held_out: int,
+    decision: Decision, validation: Validation, class_names: tuple[str, ...], num_held_out: int
 ) -> dict[str, Any]:
     """The value that goes into the files as `thresholds`: {"familiarity": …, "probability": {class: …}}."""
     thresholds: dict[str, Any] = {"familiarity": familiarity_threshold(num_held_out, decision.max_refused)}
+    if decision.max_refused and not thresholds["familiarity"]:
+        needed = f"a max_refused of {decision.max_refused} needs {fewest_held_out(decision.max_refused)} images"
+        print(f"decision: no picture will be called unfamiliar: {needed}, there are {num_held_out}", flush=True)
     demanded = class_shares(decision.min_precision)
     if demanded and not len(validation.rows):
         raise ValueError("decision.min_precision needs validated predictions: set the recipe's validation to folds")
     if demanded:
-        thresholds["probability"] = probability_thresholds(validation.logits, validation.labels, class_names, demanded)
+        held_out = validation.logits, validation.labels, class_names
+        found = thresholds["probability"] = probability_thresholds(*held_out, demanded)
+        for name in (name for name in demanded if found[name] == NEVER):
+            print(advice(*held_out, name, demanded[name]), flush=True)
     return thresholds
 
 

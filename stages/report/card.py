@@ -20,6 +20,11 @@ LICENCES = {
         "terms of the data they were trained on; ImageNet's allow non-commercial research and education."
     ),
 }
+# Of thresholds from decision.min_precision: stages/export/decisions.py.
+PROMISE = (
+    " They were set so that the true precision of these answers, on endless pictures like the training images, is at least what was "
+    "asked for; the chance that a threshold was set and does not keep this is at most 5 %. A few answers may be less often right, by chance."
+)
 UNKNOWN_LICENCE = "Not known to this pipeline: ask whoever gave you the source weights before you pass the model on."
 
 
@@ -131,12 +136,15 @@ def _mistakes(predictions_path: Path) -> str:
 
 def _limits(facts: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
     thresholds = json.loads(metadata.get("thresholds", "{}"))
-    demanded = [f"{name} {value:.3f}" for name, value in thresholds.get("probability", {}).items()]
+    probable = thresholds.get("probability", {})
+    demanded = [f"{name} {value:.3f}" if value <= 1 else f"{name} never" for name, value in probable.items()]
+    least = thresholds.get("familiarity", 0)
+    familiar = f"below {least:.3f} the answer should not be used" if least else "no picture is refused for it"
     return f"""## Limits
 
 Its probabilities are always those of its {len(facts["class_names"])} classes, also for a picture that shows none of them. The output
-`familiarity` says how like the training images a picture is: below {thresholds.get("familiarity", 0):.3f} the answer should not be used.
-Answers of a class count from this probability on: {", ".join(demanded) or "any"}. Images are squashed to a square and only the centre is looked at: what lies
+`familiarity` says how like the training images a picture is: {familiar}.
+Answers of a class count from this probability on: {", ".join(demanded) or "any"}.{PROMISE if demanded else ""} Images are squashed to a square and only the centre is looked at: what lies
 at the margins is not seen. The numbers above hold for pictures like the test images, and for no others. It was not tested
 for fairness, robustness to attacks, or any use in which a mistake does harm."""
 

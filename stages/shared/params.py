@@ -54,7 +54,7 @@ def inside(text: str) -> str:
 
 def known_share(text: str) -> str:
     name, _, share = text.rpartition("@")
-    if not name or not re.fullmatch(r"0?\.\d+", share):
+    if not name or not re.fullmatch(r"0?\.\d*[1-9]\d*", share):
         raise ValueError("write class@share, as hotdog@0.95")
     return text
 
