@@ -86,6 +86,18 @@ def test_a_changed_copy_is_found_and_nothing_else(change):
     assert all(pair.mirrored == (change == "mirrored") for pair in found)
 
 
+def test_of_many_copies_of_a_test_picture_none_stays_in_training():
+    def variant(index: int) -> Image.Image:
+        image = photo(100)
+        width, height = image.size
+        return recompressed(image.crop((index % 4, index // 4, width - index % 3, height - index % 5)))
+
+    train = [*(photo(index) for index in range(12)), *(variant(index) for index in range(20))]
+    pairs = pairs_among([*train, photo(100), photo(101)])
+    groups = group_images(len(train) + 2, [(pair.first, pair.second) for pair in pairs])
+    assert inspect.leaking_rows(groups, len(train)) == list(range(12, 32))
+
+
 def test_blank_images_are_no_duplicates_of_each_other():
     blank = [Image.new("RGB", (60, 40), color) for color in ("white", "black", "#123456", "red")]
     assert pairs_among([*blank, photo(0), photo(1)]) == []
@@ -313,6 +325,10 @@ def test_proposals_are_a_fix_list_that_preprocess_reads_and_never_overwrite_a_pe
     assert not artifacts.INSPECTION.exists()
     fixes = read_fixes(Path("proposals.yaml"), TARGET_CLASSES)
     assert (fixes["train/7.png"].action, fixes["train/7.png"].sha256) == ("drop", f"{7:064}")
+    Path("broken.yaml").write_text("- [")
+    (artifacts.FEATURES / "train.safetensors").unlink()  # it is told before anything is read
+    with pytest.raises(ValueError, match=r"broken\.yaml: is there already and is no YAML"):
+        inspect.main("--write", "broken.yaml")
     with pytest.raises(ValueError, match=r"proposals\.yaml: holds entries already"):
         inspect.main("--write", "proposals.yaml")
     with pytest.raises(ValueError, match="unknown words '--right x'"):
@@ -322,8 +338,14 @@ def test_proposals_are_a_fix_list_that_preprocess_reads_and_never_overwrite_a_pe
 def test_blank_pictures_are_proposed_for_dropping_other_odd_ones_are_not():
     odd = [{"file": "a", "reasons": ["far from its class", "blank"]}, {"file": "b", "reasons": ["dark"]}]
     issue = {"file": "a", "given": "x", "proposed": "y", "confidence": 0.9}
-    entries = propose({"leaks": [], "odd": odd, "label_issues": [issue]}, {"a": "1", "b": "2"})
-    assert entries == [{"file": "a", "sha256": "1", "action": "drop", "reason": "blank"}]
+    entries = propose(
+        {"leaks": [], "copies_of_leaks": ["c"], "odd": odd, "label_issues": [issue]}, {"a": "1", "b": "2", "c": "3"}
+    )
+    copy = {"action": "drop", "reason": "near-duplicate of one that shows a test picture"}
+    assert entries == [
+        {"file": "c", "sha256": "3", **copy},
+        {"file": "a", "sha256": "1", "action": "drop", "reason": "blank"},
+    ]
 
 
 def test_the_page_shows_the_leak_in_a_pair_and_escapes_names(project):

@@ -20,7 +20,7 @@ from stages.inspect.folds import assign_folds, check_classes, group_images
 from stages.inspect.fragment import render, shown_files
 from stages.inspect.labels import LabelIssue, find_wrong_labels, out_of_fold_probabilities
 from stages.inspect.odd import Looks, find_odd, looks_of
-from stages.inspect.proposals import propose, write_proposals
+from stages.inspect.proposals import check_free, propose, write_proposals
 from stages.inspect.structure import structure_of
 from stages.shared import artifacts
 from stages.shared.cli import run
@@ -43,7 +43,8 @@ CHUNK = 512  # images whose crops lie in memory at a time, as floats too
 
 
 def main(*words: str) -> None:
-    proposals = read_words(words)
+    if proposals := read_words(words):
+        check_free(proposals)
     params = load_params().inspect
     manifest, train = load_manifest(artifacts.MANIFEST), load_train_split(artifacts.TRAIN_SPLIT)
     test, test_files = load_test_pixels(artifacts.TEST_SPLIT), load_test_files(artifacts.TEST_SPLIT)
@@ -54,7 +55,11 @@ def main(*words: str) -> None:
 
     structure, looks = read_images(train, test, manifest.transform)
     pairs = find_pairs(structure, all_features, features["mirror"])
-    folds = choose_folds(pairs, labels, list(digests.values()), manifest.class_names, params.leaks == "drop")
+    groups = group_images(len(paths), [(pair.first, pair.second) for pair in pairs])
+    leaking = leaking_rows(groups, len(train))
+    left_out = leaking if params.leaks == "drop" else []
+    check_classes(labels, left_out, manifest.class_names)
+    folds = assign_folds(labels, list(digests.values()), groups[: len(train)], left_out)
     judged = load_file(artifacts.inspected_features(params.size, manifest.transform.crop))
     probabilities = out_of_fold_probabilities(
         judged["crop"], judged["mirror"], labels, folds, len(manifest.class_names)
@@ -62,7 +67,8 @@ def main(*words: str) -> None:
     issues = find_wrong_labels(probabilities, labels, np.flatnonzero(folds != LEFT_OUT))
     odd = find_odd(looks, train.sizes, features["crop"], labels, manifest.transform.crop)
 
-    report = describe(pairs, folds, issues, odd, labels, paths, manifest.class_names)
+    report = describe(pairs, leaking, folds, issues, odd, labels, paths, manifest.class_names)
+    report["sizes"] = describe_sizes(np.asarray(train.sizes))
     if proposals:
         write_proposals(proposals, propose(report, digests))
         print(f"inspect: {proposals} proposes fixes; edit it, then set dataset.fixes to it", flush=True)
@@ -93,14 +99,12 @@ def read_images(train: TrainSplit, test: Crops, transform: Transform) -> tuple[n
     return np.concatenate(structure), Looks(*(np.concatenate(parts) for parts in zip(*looks, strict=True)))
 
 
-def choose_folds(
-    pairs: Sequence[Pair], labels: np.ndarray, digests: Sequence[str], class_names: Sequence[str], drop_leaks: bool
-) -> np.ndarray:
-    """(n,) int64: each training image's fold; LEFT_OUT for those that leak into the test split, if they are dropped."""
-    within = [(pair.first, pair.second) for pair in pairs if pair.second < len(labels)]
-    left_out = {pair.first for pair in pairs if pair.first < len(labels) <= pair.second} if drop_leaks else set()
-    check_classes(labels, left_out, class_names)
-    return assign_folds(labels, digests, group_images(len(labels), within), left_out)
+def leaking_rows(groups: np.ndarray, num_train: int) -> list[int]:
+    """Training images that a chain of pairs connects to a test image; `groups` (N,) are of all images, the test split's last.
+
+    Of many copies not every one is paired with the test image itself: they are each other's nearest neighbours.
+    """
+    return np.flatnonzero(np.isin(groups[:num_train], groups[num_train:])).tolist()
 
 
 def read_pictures(
@@ -117,6 +121,7 @@ def read_pictures(
 
 def describe(
     pairs: Sequence[Pair],
+    leaking: Sequence[int],
     folds: np.ndarray,
     issues: Sequence[LabelIssue],
     odd: Mapping[int, Sequence[str]],
@@ -126,6 +131,7 @@ def describe(
 ) -> dict[str, Any]:
     """The report, ready for JSON."""
     num = len(labels)
+    direct = {pair.first for pair in pairs if pair.first < num <= pair.second}
     return {
         "num_train": num,
         "num_test": len(paths) - num,
@@ -133,6 +139,7 @@ def describe(
         "folds": {"number": int(folds.max()) + 1, "images": np.bincount(folds[folds != LEFT_OUT]).tolist()},
         "left_out": int((folds == LEFT_OUT).sum()),
         "leaks": [describe_leak(pair, paths) for pair in pairs if pair.first < num <= pair.second],
+        "copies_of_leaks": [paths[row] for row in leaking if row not in direct],
         "duplicates": {
             "train": [describe_pair(pair, paths) for pair in pairs if pair.second < num],
             "test": [describe_pair(pair, paths) for pair in pairs if pair.first >= num],
@@ -140,6 +147,13 @@ def describe(
         "label_issues": [describe_issue(issue, paths, class_names) for issue in issues],
         "odd": [{"file": paths[row], "reasons": list(reasons)} for row, reasons in odd.items()],
     }
+
+
+def describe_sizes(sizes: np.ndarray) -> dict[str, list[int]]:
+    """Width and height of the training images of the smallest, the median and the largest area; `sizes` (n, 2) are height, width."""
+    order = np.argsort(sizes.prod(axis=1), kind="stable")
+    places = {"smallest": 0, "median": len(order) // 2, "largest": -1}
+    return {name: sizes[order[place]][::-1].tolist() for name, place in places.items()}
 
 
 def describe_leak(pair: Pair, paths: Sequence[str]) -> dict[str, Any]:

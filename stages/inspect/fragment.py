@@ -34,6 +34,7 @@ def render(
         leaks=[
             (leak, data_uri(crops[leak["train"]]), data_uri(crops[leak["test"]])) for leak in report["leaks"][:SHOWN]
         ],
+        duplicates=[(pair, *(data_uri(crops[file]) for file in pair["files"])) for pair in shown_duplicates(report)],
         issues=[(issue, data_uri(crops[issue["file"]])) for issue in report["label_issues"][:SHOWN]],
         odd=[(entry, data_uri(crops[entry["file"]])) for entry in report["odd"][:SHOWN]],
         points=map_points(features, labels, paths),
@@ -44,7 +45,13 @@ def render(
 def shown_files(report: Mapping[str, Any]) -> set[str]:
     """The files whose pictures `render` needs."""
     pairs = [leak[split] for leak in report["leaks"][:SHOWN] for split in ("train", "test")]
+    pairs += [file for pair in shown_duplicates(report) for file in pair["files"]]
     return {*pairs, *(entry["file"] for kind in ("label_issues", "odd") for entry in report[kind][:SHOWN])}
+
+
+def shown_duplicates(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The closest pairs within a split, training's first."""
+    return [*report["duplicates"]["train"], *report["duplicates"]["test"]][:SHOWN]
 
 
 def map_points(features: np.ndarray, labels: np.ndarray, paths: Sequence[str]) -> list[tuple[float, float, str, str]]:
