@@ -4,6 +4,7 @@
 
 A task's pictures (of both splits, see benchmarks.quality) are divided anew for each night: one half stands for the training images,
 and 50 of the other for recent ones: as they are, with their pixels changed, of one class only, or half of them another task's.
+A ridge head stands for the exported model, whose answers are compared too.
 """
 
 import argparse
@@ -12,14 +13,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import cross_val_predict
 
 from benchmarks.quality.tasks import ARCHITECTURE, CROP, Task, prepare, task_names
-from stages.monitor.two_sample import LEVEL, compare_samples
+from stages.monitor.compare import colours, unit_length
+from stages.monitor.two_sample import LEVEL, compare_counts, compare_samples
 from stages.shared.dataset import fixed_crops
 from stages.shared.files import write_json
 from stages.shared.frozen_features import extract_features, load_network
@@ -46,8 +50,8 @@ def main() -> None:
     pictures = {name: describe(prepare(name, real, work)) for name in names}
     tasks = {}
     for row, name in enumerate(names):
-        (features, labels), (others, _) = pictures[name], pictures[names[row - 1]]
-        tasks[name] = alarms(features, labels, others["same"], options.nights)
+        (changed, labels), (others, _) = pictures[name], pictures[names[row - 1]]
+        tasks[name] = alarms(changed, labels, others["same"], options.nights)
         print(name, json.dumps(tasks[name]), flush=True)
     if options.write:
         write_json(RESULT, about(options.nights) | {"tasks": tasks})
@@ -64,42 +68,70 @@ def about(nights: int) -> dict[str, Any]:
     }
 
 
-def describe(task: Task) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Kind of change -> the changed pictures' features (n, d); and the labels (n,)."""
+class Views(NamedTuple):
+    """Pictures as the monitor looks at them."""
+
+    features: np.ndarray  # (n, d) of unit length
+    colours: np.ndarray  # (n, 6)
+
+
+def describe(task: Task) -> tuple[dict[str, Views], np.ndarray]:
+    """Kind of change -> the changed pictures; and the labels (n,)."""
     crops = np.concatenate([fixed_crops(task.train, range(len(task.train)), task.transform), task.test_pixels[:]])
     labels = np.concatenate([task.train.labels, task.test_labels])
     rows = np.sort(np.random.default_rng(0).permutation(len(crops))[:MOST])
     model, head = load_network(ARCHITECTURE, task.source, CROP)
 
-    def features(change: Change, name: str) -> np.ndarray:
+    def views(change: Change, name: str) -> Views:
         changed = np.stack([change(crops[row]) for row in rows])
         (found,) = extract_features(
             model, head, [changed], len(rows), transform=task.transform, device=CPU, mirrored=(False,), name=name
         )
-        return found
+        return Views(unit_length(found), colours(changed))
 
-    return {name: features(change, name) for name, change in CHANGES.items()}, labels[rows]
+    return {name: views(change, name) for name, change in CHANGES.items()}, labels[rows]
 
 
-def alarms(
-    features: dict[str, np.ndarray], labels: np.ndarray, others: np.ndarray, nights: int
-) -> dict[str, float | int]:
+def alarms(pictures: dict[str, Views], labels: np.ndarray, others: Views, nights: int) -> dict[str, float | int]:
     """Kind of recent pictures -> share of nights with an alarm."""
     raised: dict[str, list[bool]] = {}
     for night in range(nights):
         generator = np.random.default_rng(night)
         order = generator.permutation(len(labels))
         training, rest = np.split(order, [len(order) // 2])
-        recent = {name: changed[rest[:RECENT]] for name, changed in features.items()}
-        one_class = rest[labels[rest] == labels[rest[0]]]
-        recent["one class only"] = features["same"][one_class[:RECENT]]
-        strange = others[generator.choice(len(others), RECENT // 2, replace=False)]
-        recent["half of them another task's"] = np.concatenate([features["same"][rest[: RECENT // 2]], strange])
+        same = pictures["same"]
+        recent = {name: take(changed, rest[:RECENT]) for name, changed in pictures.items()}
+        recent["one class only"] = take(same, rest[labels[rest] == labels[rest[0]]][:RECENT])
+        strange = take(others, generator.choice(len(others.features), RECENT // 2, replace=False))
+        familiar = take(same, rest[: RECENT // 2])
+        recent["half of them another task's"] = Views(*map(np.concatenate, zip(familiar, strange, strict=True)))
+        watch = Watch(take(same, training), labels[training])
         for name, found in recent.items() if night % SELDOM == 0 else [("same", recent["same"])]:
-            p_value = compare_samples(features["same"][training], found, night).p_value
-            raised.setdefault(name, []).append(p_value <= LEVEL)
+            raised.setdefault(name, []).append(watch.p_value(found, night) <= LEVEL)
     shares: dict[str, float | int] = {name: round(float(np.mean(found)), 3) for name, found in raised.items()}
     return {"pictures": len(labels), **shares}
+
+
+def take(views: Views, rows: np.ndarray) -> Views:
+    return Views(views.features[rows], views.colours[rows])
+
+
+class Watch:
+    """The monitor's three tests against one night's training images, whose labels (n,) a ridge head is fitted to."""
+
+    def __init__(self, training: Views, labels: np.ndarray) -> None:
+        self.training, self.num_classes = training, int(labels.max()) + 1
+        self.head = RidgeClassifier(alpha=0.3).fit(training.features, labels)
+        self.held_out = self.counts(cross_val_predict(RidgeClassifier(alpha=0.3), training.features, labels, cv=6))
+
+    def counts(self, answers: np.ndarray) -> np.ndarray:
+        return np.bincount(answers, minlength=self.num_classes)
+
+    def p_value(self, recent: Views, night: int) -> float:
+        answers = self.counts(self.head.predict(recent.features))
+        tests = [compare_samples(*pair, night).p_value for pair in zip(self.training, recent, strict=True)]
+        tests.append(compare_counts(self.held_out, answers, night))
+        return len(tests) * min(tests)
 
 
 def by_pillow(change: Callable[[Image.Image], Image.Image]) -> Change:

@@ -13,7 +13,8 @@ from flows.pipeline import local_sources
 from stages import features
 from stages.monitor import __main__ as monitor
 from stages.monitor import two_sample
-from stages.monitor.two_sample import LEVEL, compare_samples
+from stages.monitor.compare import colours
+from stages.monitor.two_sample import LEVEL, compare_counts, compare_samples
 from stages.report.__main__ import read_fragment
 from stages.shared import artifacts
 from stages.shared.files import read_json
@@ -45,6 +46,19 @@ def test_halves_of_one_source_raise_an_alarm_in_at_most_five_of_a_hundred_nights
 
 def test_a_shift_is_found_in_at_least_ninety_of_a_hundred_nights(monkeypatch):
     assert share_of_alarms(monkeypatch, shift=2.5) >= 0.9
+
+
+def test_answers_to_one_class_alone_differ_and_those_to_as_many_of_each_do_not():
+    held_out = np.array([40, 42, 0])
+    assert compare_counts(held_out, np.array([45, 5, 0]), 0) <= LEVEL / 3
+    assert compare_counts(held_out, np.array([24, 26, 0]), 0) > 0.5
+    assert compare_counts(np.array([9, 0]), np.array([30, 0]), 0) == 1.0
+
+
+def test_colours_are_each_channels_mean_and_deviation():
+    crops = np.zeros((2, 4, 4, 3), np.uint8)
+    crops[1, :2, :, 2] = 200
+    assert colours(crops).tolist() == [[0] * 6, [0, 0, 100, 0, 0, 100]]
 
 
 def test_the_pictures_that_differ_have_the_largest_witness():
