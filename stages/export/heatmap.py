@@ -38,8 +38,7 @@ def heatmap_graph(core: ModelProto, opset: int) -> ModelProto:
         pooling = makers.get(pooling.input[0])
     if head.op_type != "Gemm" or pooling is None or pooling.op_type != "GlobalAveragePool":
         raise ValueError(
-            "export.heatmap: this network does not end in global average pooling and one linear layer "
-            "(nor does any under mirror: true, the mean of two); set it to false"
+            "export.heatmap: this network does not end in global average pooling and one linear layer; set it to false"
         )
     maps = pooling.input[0]
     _, num_features, rows, columns = _shape(core, maps)
