@@ -78,8 +78,9 @@ consumers/web/dist/ort.wasm.min.mjs: consumers/web/package.json consumers/web/ve
 	npm --prefix consumers/web run build
 	touch $@
 
-web: .venv/installed consumers/web/dist/ort.wasm.min.mjs  ## Build the web page (needs node) and serve it on localhost
-	$(BIN)/python consumers/web/serve.py
+web: MODEL := artifacts/model.onnx
+web: .venv/installed consumers/web/dist/ort.wasm.min.mjs  ## Build the web page (needs node) and serve it on localhost, with artifacts/model.onnx or MODEL
+	@$(BIN)/python consumers/web/serve.py --model $(MODEL)
 
 server: MODEL := artifacts/model.onnx
 server: .venv/installed  ## Serve artifacts/model.onnx, or MODEL=.demo/artifacts/model.onnx, on 127.0.0.1:8000

@@ -219,8 +219,8 @@ def test_settings_are_written_into_params_yaml_as_dvc_does(server: str, toy: Pat
         (["first", "-S", "number=banana"], "number: not a number (found 'banana')"),
         (["fourth"], "dvc.yaml: no stage fourth; there are alone"),
         (["-S", "number"], "-S number: write KEY=VALUE"),
-        (["-S", "dataset.source=potos"], "dataset.source: potos: no such file or folder; correct it in params.yaml"),
-        (["-S", "model.weights=net.pth"], "model.weights: net.pth: no such file or folder; correct it in params.yaml"),
+        (["-S", "dataset.source=potos"], "dataset.source: potos: no such file or folder; correct the path"),
+        (["-S", "model.weights=net.pth"], "model.weights: net.pth: no such file or folder; correct the path"),
     ],
 )
 def test_the_command_refuses_before_a_server_starts(toy: Path, arguments: list[str], message: str) -> None:

@@ -71,7 +71,7 @@ def check_source(key: str, source: str, root: Path, mirror: str | None) -> Findi
             return Finding("ok", key, source)
         if source == "synthetic":
             return Finding("ok", key, "synthetic (made here)")
-        return Finding("fail", key, f"{source}: no such file or folder; correct it in params.yaml")
+        return Finding("fail", key, f"{source}: no such file or folder; correct the path")
     address = source
     try:
         if mirror is not None:
