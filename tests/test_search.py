@@ -110,19 +110,22 @@ def test_own_values_that_are_not_searched_are_not_tried(allowed: Any) -> None:
     assert space(search={"recipe.lr": allowed}).own_values({"train": {"finetune": {"lr": 0.05}}}) is None
 
 
-def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
-    trained: list[tuple[float, int]] = []
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("values", [[0.1, 0.2], [[0.1, 1.0], [0.2, 1.0]]])
+def test_what_was_trained_is_not_trained_again(tmp_path: Path, values: list[Any]) -> None:
+    trained: list[tuple[str, int]] = []
 
     def score(number: int, chosen: dict[str, Any], rung: int) -> float:
-        trained.append((chosen["recipe.lr"], rung))
-        return loss(chosen, rung)
+        trained.append((str(chosen["recipe.crop_scale"]), rung))
+        return float(values.index(chosen["recipe.crop_scale"])) + 1 / (rung + 1)
 
-    of_two = space(search={"recipe.lr": [0.1, 0.2]})
+    of_two = space(search={"recipe.crop_scale": values})
     study = studies.open_study(tmp_path, of_two, seed=0)
     worker.work(study, of_two, tmp_path, 8, score)
     assert len(studies.trials_of_all_values(study)) == 2
     assert len(trained) == len(set(trained)) <= 6
-    assert study.best_params == {"recipe.lr": 0.1}
+    assert len(study.trials) < 20  # once both are tried nothing is drawn
+    assert study.best_params == {"recipe.crop_scale": values[0]}
 
 
 @pytest.mark.parametrize("best", range(4))

@@ -249,6 +249,21 @@ def test_an_uncommitted_list_of_corrections_is_refused_under_any_name(toy: Path)
         experiments.committed(toy)
 
 
+@pytest.mark.parametrize(
+    ("fixes", "message"),
+    [
+        ("new.yaml", r"commit these first(.|\n)*new\.yaml"),
+        ("../mine.yaml", r"dataset\.fixes: \.\./mine\.yaml is outside"),
+    ],
+)
+def test_a_list_of_corrections_that_no_commit_has_is_refused(toy: Path, fixes: str, message: str) -> None:
+    (toy / "params.yaml").write_text((toy / "params.yaml").read_text().replace("fixes.yaml", fixes))
+    git(toy, "commit", "--quiet", "--all", "--message", "take another list")
+    (toy / fixes).write_text("[]\n")
+    with pytest.raises(ValueError, match=message):
+        experiments.committed(toy)
+
+
 def test_a_second_sweep_of_the_same_name_is_turned_away(server: str, toy: Path) -> None:
     with dvc_stages.claimed(toy / ".cache/sweep-grid.lock"):
         state = run(toy, seeds=1)

@@ -71,6 +71,11 @@ class Space(BaseModel):
         own = {key: reduce(getitem, self.full_key(key).split("."), params) for key in self.search}
         return own if all(_may_be(own[key], allowed) for key, allowed in self.search.items()) else None
 
+    @property
+    def num_settings(self) -> float:
+        """The number of settings that may be tried; infinite with a range."""
+        return math.prod(math.inf if isinstance(allowed, Range) else len(allowed) for allowed in self.search.values())
+
     def corners(self) -> list[Settings]:
         """Settings that hold each value, and both ends of each range, at least once."""
         ends = {key: [r.low, r.high] if isinstance(r, Range) else r for key, r in self.search.items()}

@@ -92,10 +92,10 @@ def known_scores(study: optuna.Study, chosen: dict[str, Any]) -> dict[int, float
 
 
 def trials_of_all_values(study: optuna.Study) -> list[FrozenTrial]:
-    """The last trial of each values that were tried: it has all of their scores."""
+    """The last trial of each set of values that was tried: it has all of their scores."""
     begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    drawn_anew = [trial for trial in begun if REPEATS not in trial.user_attrs]
-    return list({tuple(trial.params.items()): trial for trial in drawn_anew}.values())
+    kept = [trial for trial in begun if REPEATS not in trial.user_attrs]
+    return list({repr(trial.params): trial for trial in kept}.values())  # a value may be a list
 
 
 def is_promising(study: optuna.Study, space: Space, chosen: dict[str, Any], rung: int) -> bool:
@@ -127,10 +127,10 @@ def _abandoned(study: optuna.Study, folder: Path, held: contextlib.ExitStack) ->
 
 def _new(study: optuna.Study, space: Space, folder: Path, held: contextlib.ExitStack, num_trials: int) -> Trial | None:
     """A trial of values that no trial has had; None where there are enough, or the sampler has no others."""
-    tried = {tuple(trial.params.items()) for trial in trials_of_all_values(study)}
-    for _ in range(DRAWS if len(tried) < num_trials else 0):
+    tried = [trial.params for trial in trials_of_all_values(study)]
+    for _ in range(DRAWS if len(tried) < min(num_trials, space.num_settings) else 0):
         trial = study.ask()
-        if tuple(suggest(trial, space).items()) not in tried:
+        if suggest(trial, space) not in tried:
             assert _hold(folder, trial.number, held)
             return trial
         trial.set_user_attr(REPEATS, True)

@@ -47,7 +47,10 @@ class Stopped(Exception):  # noqa: N818, said as what happened
 def committed(project: Path) -> str:
     """The project's last commit. Raises ValueError where code or params differ from it: experiments are made of commits."""
     fixes = params_at(project, "HEAD")["dataset"]["fixes"]
-    if changed := git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE, fixes):
+    if not (project / fixes).resolve().is_relative_to(project.resolve()):
+        raise ValueError(f"dataset.fixes: {fixes} is outside {project}, and experiments have what is committed there")
+    changed = git(project, "status", "--porcelain", "--untracked-files=no", "--", *CODE, fixes)
+    if changed := changed or git(project, "ls-files", "--others", "--", fixes):
         raise ValueError(
             f"{project}: commit these first, or set values with -S; a sweep runs the last commit:\n{changed}"
         )
