@@ -11,9 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from flows import warm
+from flows import overrides, warm
 from flows.project import dvc_command, git, read_yaml, stage_environment
 from flows.sweep.capacity import num_cores
 
@@ -26,7 +24,7 @@ def main() -> None:
     files = project_files()
     remove_others(files, DEMO)
     copy(files, DEMO)
-    override(DEMO / "params.yaml", read_yaml(OVERRIDES))
+    overrides.write(DEMO / "params.yaml", read_yaml(OVERRIDES))
     commit(DEMO)
     repro()
     print(summary(DEMO / "artifacts"))
@@ -51,19 +49,6 @@ def copy(files: list[str], target: Path) -> None:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, path)
-
-
-def override(path: Path, values: dict[str, object]) -> None:
-    """Set dotted keys in a YAML file, comments and order kept."""
-    yaml = YAML()
-    params = yaml.load(path)
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        section = params
-        for name in sections:
-            section = section[name]
-        section[last] = value
-    yaml.dump(params, path)
 
 
 def commit(folder: Path) -> None:

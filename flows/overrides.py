@@ -7,17 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from dvc.exceptions import DvcException
-from dvc.utils.hydra import apply_overrides
 from omegaconf import OmegaConf
+from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from flows.project import parse_yaml, read_yaml, stage_environment
 
 Settings = dict[str, Any]  # dotted key of params.yaml -> value
+LONG = 10_000  # characters, from which a line would be folded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,13 +69,27 @@ def applied(params: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 def write(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings into a params file as `dvc exp run -S` does: comments and order stay. Raises ValueError."""
+    """Write the settings into a params file, where all other lines stay as they are (`dvc exp run -S` writes merged recipes out).
+
+    Raises ValueError, also where a section that a recipe has from another one would change for both.
+    """
     if not settings:
         return
-    try:
-        apply_overrides(str(path), [as_override(key, value) for key, value in settings.items()])
-    except DvcException as error:
-        raise ValueError(f"{path}: {error}: {error.__cause__}") from None
+    wanted, yaml = applied(read_yaml(path), settings), YAML()
+    yaml.Representer, yaml.width, yaml.preserve_quotes = _Representer, LONG, True
+    params = yaml.load(path.read_text(encoding="utf-8")) or {}
+    for key in settings:
+        *sections, last = key.split(".")
+        section, values = params, wanted
+        for name in sections:
+            section, values = section.setdefault(name, {}), values[name]
+        value = values[last]
+        section[last] = yaml.load(plain(value)) if isinstance(value, float) else value  # 0.00005 and not 5e-05
+    with StringIO() as text:
+        yaml.dump(params, text)
+        if parse_yaml(text.getvalue()) != wanted:
+            raise ValueError(f"{path}: {', '.join(settings)} cannot be set without changing others; edit the file")
+        path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def validate(root: Path, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -100,6 +116,13 @@ def validate(root: Path, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None
     if names:
         problems = (f"  {problem} {_where(found, count)}".rstrip() for problem, found in names.items())
         raise ValueError("\n".join([f"{len(names)} problem(s) in the params, nothing was started:", *problems]))
+
+
+class _Representer(RoundTripRepresenter):
+    """ruamel's own writes nothing for null."""
+
+
+_Representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def plain(value: Any) -> str:

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+from difflib import ndiff
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -72,12 +74,18 @@ def test_dvc_sets_every_value_as_it_was_meant(value: Any) -> None:
     params = {"section": {"key": "old"}}
     with TemporaryDirectory() as folder:
         path = Path(folder, "params.yaml")
-        YAML().dump(params, path)
-        overrides.write(path, {"section.key": value, "section.new": value})
-        assert read_yaml(path) == {"section": {"key": value, "new": value}}
+        chosen = {"section.key": value, "section.new": value}
+        for write in (overrides.write, write_as_dvc):
+            YAML().dump(params, path)
+            write(path, chosen)
+            assert read_yaml(path) == {"section": {"key": value, "new": value}}
     set_here = overrides.applied(params, {"section.key": value, "section.new": value})
     assert set_here == {"section": {"key": value, "new": value}}
     assert params == {"section": {"key": "old"}}
+
+
+def write_as_dvc(path: Path, settings: dict[str, Any]) -> None:
+    apply_overrides(str(path), [overrides.as_override(key, value) for key, value in settings.items()])
 
 
 def test_the_backbones_are_those_whose_weights_are_at_hand(tmp_path: Path) -> None:
@@ -168,9 +176,28 @@ def test_a_recipe_without_validation_cannot_be_ranked_and_is_refused(monkeypatch
 def test_dvc_and_we_set_params_alike_in_the_projects_own_file(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text((ROOT / "params.yaml").read_text())
-    settings = {"train.scratch.lr": 0.25, "train.finetune.head": ["hotdog@8"], "seed": 3}
-    overrides.write(params, settings)
+    settings = {"train.scratch.lr": 0.00005, "train.finetune.head": ["hotdog@8"], "seed": 3}
+    write_as_dvc(params, settings)
     assert read_yaml(params) == overrides.applied(read_yaml(ROOT / "params.yaml"), settings)
+
+
+def test_what_is_set_is_all_that_changes_in_the_projects_own_file(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text())
+    overrides.write(params, {"train.scratch.lr": 0.00007, "train.finetune.mixup": 0.2, "dataset.labels": "a.csv"})
+    lines = ndiff((ROOT / "params.yaml").read_text().splitlines(), params.read_text().splitlines())
+    changed = [line for line in lines if line.startswith(("+", "-"))]
+    assert [line.partition("#")[0].rstrip() for line in changed] == [
+        "-   labels: null", "+   labels: a.csv", "+     mixup: 0.2", "-     lr: 0.0005", "+     lr: 0.00007",
+    ]  # fmt: skip
+
+
+def test_what_one_recipe_has_from_another_is_not_changed_for_both(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("base: &base\n  crop: {least: 0.1}\nother:\n  <<: *base\n")
+    with pytest.raises(ValueError, match=r"other\.crop\.least cannot be set without changing others; edit the file"):
+        overrides.write(params, {"other.crop.least": 0.2})
+    assert "least: 0.1" in params.read_text()
 
 
 def test_a_key_that_leads_through_a_value_is_refused() -> None:
