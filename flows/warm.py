@@ -97,7 +97,7 @@ def main(address: str, *libraries: str) -> None:
 def compile_beside(libraries: Sequence[str]) -> int | None:
     """Where libraries were never imported yet, import them in a fork too, for the bytecode that it leaves; returns its process ID."""
     specs = [importlib.util.find_spec(library.partition(".")[0]) for library in libraries]
-    compiled = all(spec and spec.cached and Path(spec.cached).exists() for spec in specs)
+    compiled = all(Path(spec.cached).exists() for spec in specs if spec and spec.cached)  # a namespace has no file
     if compiled or sys.dont_write_bytecode:
         return None
     pid = os.fork()

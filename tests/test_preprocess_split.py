@@ -163,6 +163,12 @@ def test_splits_by_names_that_nobody_knows_are_not_taken_for_classes(project):
     assert load_manifest(MANIFEST).class_names == ("test_set", "training_set")
 
 
+def test_classes_may_have_equal_subfolders(project):
+    draw_folders("cat", "dog")
+    main()
+    assert load_manifest(MANIFEST).class_names == ("cat", "dog")
+
+
 def test_a_class_may_be_called_train(project):
     for name in ("bus", "train"):
         for i in range(3):

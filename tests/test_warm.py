@@ -68,11 +68,13 @@ def test_a_defect_has_its_traceback_and_a_killed_stage_its_signal(python: Path, 
 def test_libraries_that_were_never_imported_are_compiled_beside_the_first_ones(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / f"{name}.py").write_text(f"import os; print(os.getpid(), file=open({str(tmp_path / name)!r}, 'a'))")
+    (tmp_path / "space").mkdir()  # as ruamel is of ruamel.yaml: a namespace, which has no file
+    (tmp_path / "space" / "inner.py").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         for imports in ({"one": 1, "two": 1, "three": 2}, {"one": 2, "two": 2, "three": 3}):
-            with warm.python(["one", "two", "three"]) as folder:
+            with warm.python(["one", "two", "three", "space.inner"]) as folder:
                 wait_until((folder / "socket").exists, 60, "the server listens")
             assert {name: len((tmp_path / name).read_text().split()) for name in imports} == imports
 

@@ -86,13 +86,15 @@ def _split_folders(images_dir: Path) -> tuple[dict[str | None, tuple[Path, ...]]
 
 
 def _refuse_unknown_splits(images_dir: Path) -> None:
-    """Raises ValueError where all folders hold the same two subfolders or more: those will be the classes."""
+    """Raises ValueError where all folders hold the same subfolders, the classes, and one is called like a split."""
     inside = {name: _folders(images_dir / name) for name in _folders(images_dir)}
     first = next(iter(inside.values()), [])
-    if len(inside) > 1 and len(first) > 1 and all(names == first for names in inside.values()):
+    of_splits = tuple(name for names in SPLIT_NAMES.values() for name in names)
+    like_a_split = any(name.casefold().startswith(of_splits) for name in inside)
+    if like_a_split and len(inside) > 1 and len(first) > 1 and all(names == first for names in inside.values()):
         raise ValueError(
             f"{images_dir}: {' and '.join(inside)} hold the same folders ({', '.join(first)}); if they are splits, call them "
-            "train and test; if they are classes, take their files out of these folders"
+            "train and test; if they are classes, give them other names, or list the files in a CSV (dataset.labels)"
         )
 
 
