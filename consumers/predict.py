@@ -169,7 +169,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def batches_at_once(options: argparse.Namespace) -> int:
     """One on all cores where no more than one batch is named, else AT_ONCE that share them."""
     names = options.images
-    more = any(name.startswith("@") or Path(name.replace("\0", "")).is_dir() for name in names)
+    more = any(name.startswith("@") or is_folder(name) for name in names)
     return AT_ONCE if more or len(names) > options.batch_size else 1
 
 
@@ -473,7 +473,7 @@ def find_below(name: str) -> Iterator[tuple[str, Source]]:
         yield repr(name), ImageError("names no file")
     elif name == "-":
         yield "-", None
-    elif not Path(name.replace("\0", "")).is_dir():  # is_dir raises for a null character before Python 3.13
+    elif not is_folder(name):
         yield name, Path(name)
     else:
         unreadable: list[OSError] = []
@@ -484,6 +484,14 @@ def find_below(name: str) -> Iterator[tuple[str, Source]]:
                 path = Path(folder, child)
                 yield str(path), inspect_entry(path)
         yield from ((str(error.filename), ImageError(f"cannot be read: {error.strerror}")) for error in unreadable)
+
+
+def is_folder(name: str) -> bool:
+    """False for names that no file can have, too: opening them says why."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def inspect_entry(path: Path) -> Source:

@@ -320,6 +320,17 @@ def test_batches_share_the_cores_unless_images_come_at_full_size(
     assert (model.at_once, model.session.get_session_options().intra_op_num_threads) == (at_once, num_threads)
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_fails_alone(
+    name: str, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_model(tmp_path / "m.onnx")
+    assert predict.main([name, str(photos / "a.png"), "--model", str(tmp_path / "m.onnx")]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{photos / 'a.png'}: ")
+    assert "cannot be read" in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "share"), [(["a.png", "b.png"], False), (["a.png"] * 17, True), (["."], True), (["@list"], True)]
 )
