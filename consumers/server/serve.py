@@ -69,19 +69,32 @@ def main() -> int:
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP on h11, which bounds headers, but closing a connection that has asked nothing in `--keep-alive` seconds."""
+    """uvicorn's HTTP on h11, which bounds headers, but closing a connection whose request's head takes over `--keep-alive` seconds."""
+
+    patience: asyncio.TimerHandle | None = None  # while a head is awaited; uvicorn's own timer ends with its first byte
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.patience = self.loop.call_later(self.timeout_keep_alive, self.close_unless_asked)
+        self.await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.end_patience()
+        elif self.patience is None:
+            self.await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.patience.cancel()
+        self.end_patience()
         super().connection_lost(exc)
 
-    def close_unless_asked(self) -> None:
-        if self.scope is None:
-            self.transport.close()
+    def await_head(self) -> None:
+        self.patience = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def end_patience(self) -> None:
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
 
 
 def read_token() -> str | None:
