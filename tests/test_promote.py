@@ -116,8 +116,8 @@ def fresh(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The project with nothing promoted."""
     fork_dvc(monkeypatch)
     yield project
-    for tag in registry.versions(project):
-        git(project, "tag", "--delete", tag)
+    for ref in git(project, "for-each-ref", "--format=%(refname)", "refs/tags", "refs/shared").splitlines():
+        git(project, "update-ref", "-d", ref)
 
 
 def test_a_promoted_model_is_a_version_that_dvcs_registry_reads(fresh: Path, tmp_path: Path) -> None:
@@ -172,6 +172,26 @@ def test_what_is_no_finished_run_is_refused(fresh: Path) -> None:
         decide(fresh, "HEAD", RULE)
     with pytest.raises(ValueError, match="nothing is promoted"):
         registry.undo(fresh)
+
+
+def test_versions_that_were_never_shared_stay_whatever_the_remote_has(fresh: Path, tmp_path: Path) -> None:
+    hub = str(tmp_path / "hub.git")
+    git(fresh, "clone", "--quiet", "--bare", str(fresh), hub)
+    registry.promote(fresh, "model@v1.0.0", "HEAD", "shared", hub)
+    registry.promote(fresh, "model@v1.1.0", "HEAD", "ours")
+    registry.fetch(fresh, hub)
+    assert [*registry.versions(fresh)] == ["model@v1.0.0", "model@v1.1.0"]
+    assert registry.undo(fresh, hub) == ("model@v1.1.0", "model@v1.0.0")
+    assert git(tmp_path / "hub.git", "tag", "--list") == "model@v1.0.0"
+
+
+def test_two_versions_of_one_name_are_told(fresh: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub.git"
+    git(fresh, "clone", "--quiet", "--bare", str(fresh), str(hub))
+    git(hub, "tag", "model@v1.0.0", "HEAD")
+    registry.promote(fresh, "model@v1.0.0", "HEAD", "ours")
+    with pytest.raises(ValueError, match=r"model@v1\.0\.0 is another version on"):
+        registry.fetch(fresh, str(hub))
 
 
 def test_a_promoted_model_whose_files_are_gone_is_named_with_what_to_do(fresh: Path) -> None:
@@ -315,6 +335,9 @@ def test_a_nightly_that_changed_nothing_adds_no_experiment(server: str, fresh: P
     assert "nothing changed since quiet-" in ruled.message  # and yet it is judged, as nobody has
     assert "is promoted as model@v1.0.0" in ruled.message
     assert len(git(fresh, "for-each-ref", "refs/exps").splitlines()) == count
+    registry.undo(fresh)
+    pipeline(experiment="quiet", promotion=RULE.model_dump(), root=str(fresh), return_state=True)
+    assert not registry.versions(fresh)  # a quiet night does not undo what a person undid
 
 
 def test_the_shipped_rule_is_whole_and_promotes_nothing_by_itself() -> None:

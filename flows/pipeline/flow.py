@@ -23,7 +23,7 @@ from flows.dvc_stages import StageFailed, StageTimedOut
 from flows.mend import mend
 from flows.pipeline import local_sources, publish
 from flows.project import TRANSIENT, git, read_yaml
-from flows.promote.decide import decide
+from flows.promote.decide import decide, was_judged
 from flows.settings import Promotion
 
 WORKSPACE = Path(".cache/nightly")  # the checkout of scheduled runs
@@ -100,6 +100,8 @@ def _hand_back(
     """Save what is new as an experiment, and promote the newest where the rule says so; returns what was done, in words."""
     if same := dvc_experiments.same_as(workspace, project, experiment):
         saved, notes = same, [f"nothing changed since {same}: no experiment was added"]
+        if was_judged(project, same):  # and perhaps taken back by a person
+            return notes
     else:
         saved = dvc_experiments.save(workspace, project, experiment)
         notes = [f"saved as experiment {saved}"]

@@ -39,8 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--list", action="store_true", help="list the promoted versions, the current one last")
     parser.add_argument("--schedule", type=Path, default=SCHEDULE, help="file with the rule (default: the project's)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be decided, and change nothing")
-    shared = "share versions with it: push, or take back there too; versions that it lacks are deleted here"
-    parser.add_argument("--git-remote", metavar="NAME", help=shared)
+    parser.add_argument("--git-remote", metavar="NAME", help="share versions with it: push, or take back there too")
     return parser
 
 

@@ -51,6 +51,16 @@ def decide(
         return Decision(good, None if dry_run else tag, text)
 
 
+def was_judged(project: Path, experiment: str) -> bool:
+    """Whether a decision on it was written, of whatever outcome, taken back since or not."""
+    written = (project / OUTPUT).glob(f"*-{_file_name(experiment)}.json")
+    return any(json.loads(path.read_text(encoding="utf-8"))["experiment"] == experiment for path in written)
+
+
+def _file_name(experiment: str) -> str:
+    return experiment.replace("/", "_")
+
+
 def _commit(project: Path, experiment: str) -> str:
     """The commit that an experiment's name, or any revision, stands for."""
     listed = git(project, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
@@ -88,7 +98,7 @@ def _text(experiment: str, before: str | None, tag: str | None, checks: list[jud
 def _write(project: Path, experiment: str, text: str, facts: dict[str, object]) -> None:
     folder = project / OUTPUT
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{experiment.replace('/', '_')}"
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{_file_name(experiment)}"
     for suffix, content in ((".json", json.dumps({"experiment": experiment, **facts}, indent=2)), (".md", text)):
         part = folder / f".{name}{suffix}.part"
         part.write_text(content + "\n", encoding="utf-8")

@@ -46,15 +46,34 @@ def promote(project: Path, tag: str, commit: str, message: str, git_remote: str 
     if git_remote:
         try:
             git(project, "push", "--quiet", git_remote, f"refs/tags/{tag}")
+            git(project, "update-ref", f"refs/shared/{tag}", f"refs/tags/{tag}")
         except ValueError:
             git(project, "tag", "--delete", tag)  # what the others do not see is not promoted
             raise
 
 
 def fetch(project: Path, git_remote: str) -> None:
-    """Take over the remote's versions as they are: those that were taken back there are deleted here too."""
-    tags = f"+refs/tags/{NAME}@*:refs/tags/{NAME}@*"
-    git(project, "fetch", "--quiet", "--no-write-fetch-head", "--prune", git_remote, tags)
+    """Take over the remote's versions, and delete those that it had and has no more; ours alone stay.
+
+    refs/shared/ keeps what the remote has. Raises ValueError where a version of ours is another on the remote.
+    """
+    before, ours = _objects(project, "refs/shared"), _objects(project, "refs/tags")
+    shared = f"+refs/tags/{NAME}@*:refs/shared/{NAME}@*"
+    git(project, "fetch", "--quiet", "--no-write-fetch-head", "--no-tags", "--prune", git_remote, shared)
+    theirs = _objects(project, "refs/shared")
+    for tag in before.keys() - theirs.keys():
+        if ours.get(tag) == before[tag]:
+            git(project, "tag", "--delete", tag)
+    for tag, found in theirs.items():
+        if tag in ours and ours[tag] not in (found, before.get(tag)):
+            raise ValueError(f"{tag} is another version on {git_remote}; `git tag --delete {tag}` lets go of this one")
+        git(project, "update-ref", f"refs/tags/{tag}", found)
+
+
+def _objects(project: Path, space: str) -> dict[str, str]:
+    """Tag -> object of the versions below `space`."""
+    listed = git(project, "for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", f"{space}/{NAME}@*")
+    return dict(line.split(" ") for line in listed.splitlines())
 
 
 def undo(project: Path, git_remote: str | None = None) -> tuple[str, str | None]:
@@ -69,6 +88,7 @@ def undo(project: Path, git_remote: str | None = None) -> tuple[str, str | None]
         raise ValueError(f"{project}: nothing is promoted; git has no tag {NAME}@v…")
     if git_remote:
         git(project, "push", "--quiet", git_remote, f":refs/tags/{tags[-1]}")
+        git(project, "update-ref", "-d", f"refs/shared/{tags[-1]}")
     git(project, "tag", "--delete", tags[-1])
     return tags[-1], tags[-2] if len(tags) > 1 else None
 
