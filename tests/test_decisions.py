@@ -59,10 +59,16 @@ def test_as_many_images_as_advised_mostly_show_the_precision() -> None:
     assert sum(lowest_threshold(*answers(count), 0.9) != NEVER for _ in range(50)) > 25
 
 
+def test_where_every_answer_is_right_the_fewest_that_can_show_it_are_advised() -> None:
+    assert images_needed(np.ones(20, bool), 0.95, 40) == 118  # 59 answers, one of two images
+    assert lowest_threshold(np.ones(59), np.ones(59, bool), 0.95) == 1.0
+    assert lowest_threshold(np.ones(58), np.ones(58, bool), 0.95) == NEVER
+
+
 def test_a_class_without_a_threshold_comes_with_advice() -> None:
     logits, labels = drawn(np.random.default_rng(4), 100)
     told = advice(logits, labels, CLASSES, "hotdog", 0.95)
-    assert "100 held-out images cannot show 0.95 for hotdog, which will never be answered" in told
+    assert "100 held-out images cannot show 0.95 for hotdog, so it will never be answered" in told
     told = advice(logits, 1 - labels, CLASSES, "hotdog", 0.95)
     assert "more images alone are of little help; or demand less" in told
 

@@ -1,6 +1,7 @@
 """Drift is seen where there is some, seldom where there is none, and the stage says what it did."""
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file as save_weights
+from scipy import stats
 
 from flows.pipeline import local_sources
 from stages import features
 from stages.monitor import __main__ as monitor
 from stages.monitor import two_sample
-from stages.monitor.compare import colours
+from stages.monitor.compare import colours, render
 from stages.monitor.two_sample import LEVEL, compare_counts, compare_samples
 from stages.report.__main__ import read_fragment
 from stages.shared import artifacts
@@ -53,6 +55,15 @@ def test_answers_to_one_class_alone_differ_and_those_to_as_many_of_each_do_not()
     assert compare_counts(held_out, np.array([45, 5, 0]), 0) <= LEVEL / 3
     assert compare_counts(held_out, np.array([24, 26, 0]), 0) > 0.5
     assert compare_counts(np.array([9, 0]), np.array([30, 0]), 0) == 1.0
+
+
+def test_answers_are_compared_as_by_chi_square_in_memory_that_does_not_grow_with_them():
+    held_out, recent = np.array([300_000, 500_000, 200_000]), np.array([170, 240, 90])
+    by_formula = stats.chi2_contingency(np.stack([held_out, recent])).pvalue
+    tracemalloc.start()
+    assert compare_counts(held_out, recent, 0) == pytest.approx(by_formula, abs=0.04)
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+    tracemalloc.stop()
 
 
 def test_colours_are_each_channels_mean_and_deviation():
@@ -116,6 +127,9 @@ def test_known_pictures_are_no_drift_and_inverted_ones_are(project):
     page = (artifacts.MONITOR / "fragment.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 12
     assert "drift: p = " in page
+    assert "of the held-out ones" in page
+    report = read_json(artifacts.MONITOR / "report.json") | {"held_out": {}, "most_unlike": []}
+    assert "of the held-out ones" not in render(report, [])  # of a recipe that is not validated
 
 
 def test_too_few_pictures_are_compared_with_nothing(project):

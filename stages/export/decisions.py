@@ -75,11 +75,11 @@ def advice(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str], n
     """What to do about a class that has no threshold."""
     _, is_right = surest_first(logits, labels, class_names.index(name))
     needed = images_needed(is_right, demanded, len(labels))
-    more = "its surest answers are not right that often, so more images alone are of little help"
+    more = "Its surest answers are not right that often, so more images alone are of little help"
     if needed is not None:
-        more = f"about {max(float(f'{needed:.2g}'), len(labels) + 1):.0f} may"
+        more = f"About {max(float(f'{needed:.3g}'), len(labels) + 1):.0f} images may be enough"
     return (
-        f"decision.min_precision: {len(labels)} held-out images cannot show {demanded} for {name}, which will never be answered: "
+        f"decision.min_precision: {len(labels)} held-out images cannot show {demanded} for {name}, so it will never be answered. "
         f"{more}; or demand less"
     )
 
@@ -87,9 +87,12 @@ def advice(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str], n
 def images_needed(is_right: np.ndarray, demanded: float, num_images: int) -> int | None:
     """About how many images would show the precision; None where no share of the answers is right often enough.
 
-    `is_right` (k,) are the answers among `num_images`, the surest first. The precision of each number of the surest is estimated
-    by Laplace's rule; needed are as many as tell it from `demanded` by a normal test at 5 %, every second time.
+    `is_right` (k,) are the answers among `num_images`, the surest first. Where all are right, the fewest that can show it count.
+    Else the precision of each number of the surest is estimated by Laplace's rule; needed are as many as tell it from `demanded`
+    by a normal test at 5 %, every second time.
     """
+    if len(is_right) and is_right.all():
+        return math.ceil(fewest_answers(demanded) * num_images / len(is_right))
     taken = np.arange(1, len(is_right) + 1)
     better = (np.cumsum(is_right) + 1) / (taken + 2) - demanded
     taken, better = taken[better > 0], better[better > 0]

@@ -137,15 +137,14 @@ def answers_to(crops: np.ndarray, manifest: Manifest) -> tuple[dict[str, Any], t
             "threshold": thresholds["familiarity"],
         },
         "answers": shares(recent, names),
-        "held_out": shares(expected, names),
+        "held_out": shares(expected, names) if expected.any() else {},
         "training": shares(np.bincount([entry.label for entry in manifest.train], minlength=len(names)), names),
     }
     return report, (expected, recent)
 
 
 def shares(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    total = max(counts.sum(), 1)
-    return {name: round(count / total, 4) for name, count in zip(class_names, counts.tolist(), strict=True)}
+    return {name: round(count / counts.sum(), 4) for name, count in zip(class_names, counts.tolist(), strict=True)}
 
 
 def render(report: dict[str, Any], shown: Sequence[np.ndarray]) -> str:
