@@ -90,6 +90,21 @@ def test_only_so_many_full_batches_run_beside_each_other(at_once: int) -> None:
     assert model.runs == [4, 4, 4]
 
 
+def test_beside_a_long_batch_none_runs() -> None:
+    model = Model()
+    batches = batcher(model)
+    batches.seconds = 1.0  # that the last one took
+
+    async def scene() -> None:
+        asked = [asyncio.create_task(batches.submit(None, images(*range(n, n + 4)))) for n in (0, 4)]
+        await until(1, model)
+        assert model.runs == [4]
+        model.go.release(2)
+        assert [await answer for answer in asked] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+    play(batches, scene())
+
+
 def test_a_broken_batch_is_told_and_frees_its_place() -> None:
     model = Model()
     batches = batcher(model)

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+# Seconds. Beside a longer batch a second one wins no more than the moment between the two, and they take the caches from each other.
+BRIEF = 0.05
+
 
 class QueueFullError(Exception):
     """There is no room for these images now; they may come again."""
@@ -31,7 +34,7 @@ class Batcher:
     """Answers images in the order of their arrival, those of one shape and for one model together.
 
     compute: from a model and images of one shape to as many answers; runs in a thread.
-    at_once: batches that may run, so that the model need not wait for answers to be sent and requests to be read. Beside
+    at_once: brief batches that may run, so that the model need not wait for answers to be sent and requests to be read. Beside
         another only a full one starts: images that come one by one are run together.
     budget: seconds that the first image of a batch waits for more, while `num_expected()` says that more are on their way.
     observe: told the size of each batch and the seconds it took.
@@ -52,6 +55,7 @@ class Batcher:
         self.max_batch, self.at_once, self.max_queue, self.budget = max_batch, at_once, max_queue, budget
         self.queue: deque[Item] = deque()
         self.running = 0  # batches
+        self.seconds = 0.0  # that the last one took
         self.change = asyncio.Event()  # of the queue, or of what is running
         self.closing = False
 
@@ -84,7 +88,7 @@ class Batcher:
 
     def _may_start(self) -> bool:
         if self.running:
-            return self.running < self.at_once and len(self.queue) >= self.max_batch
+            return self.running < self.at_once and self.seconds < BRIEF and len(self.queue) >= self.max_batch
         return bool(self.queue)
 
     async def _wait_for_change(self) -> None:
@@ -117,8 +121,9 @@ class Batcher:
         except Exception as error:  # the requests are told, and the next batch goes on
             answers = [error] * len(items)
         self.running -= 1
+        self.seconds = time.perf_counter() - started
         self.change.set()
-        self.observe(len(items), time.perf_counter() - started)
+        self.observe(len(items), self.seconds)
         for item, answer in zip(items, answers, strict=True):
             if item.answer.done():
                 continue
