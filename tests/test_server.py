@@ -490,6 +490,11 @@ def test_a_limit_that_answers_nothing_is_refused(
     assert words[0] in capsys.readouterr().err
 
 
+def test_a_budget_of_zero_waits_for_no_other_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--budget", "0"])
+    assert parse_arguments().budget == 0
+
+
 def test_a_port_that_is_none_is_told_as_one_in_use_is() -> None:
     with pytest.raises(OSError, match=r"99999.*choose another --port"):
         listen("127.0.0.1", 99999)

@@ -112,6 +112,10 @@ def above_zero(text: str) -> float:
     return value
 
 
+def from_zero(text: str) -> float:
+    return 0.0 if float(text) == 0 else above_zero(text)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve an exported model over HTTP.")
     add = parser.add_argument
@@ -122,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--port", type=int, default=8000, help="0 takes any free port (default: 8000)")
     add("--provider", choices=predict.PROVIDERS, default="cpu", help="what computes; never falls back")
     add("--batch-size", type=predict.count, default=16, help="images that are run together at most (default: 16)")
-    add("--budget", type=above_zero, default=5, help="milliseconds that an image waits for others (default: 5)")
+    add("--budget", type=from_zero, default=5, help="milliseconds that an image waits for others, or 0 (default: 5)")
     add("--queue", type=predict.count, default=256, help="images that may wait; beyond, 503 (default: 256)")
     add("--timeout", type=above_zero, default=30, help="seconds until a request is given up (default: 30)")
     add("--max-body", type=predict.count, default=64, help="megabytes of a request (default: 64)")
